@@ -1,0 +1,139 @@
+"""Users and keys in the admin. It writes through `services` and deletes nothing.
+
+A key cannot be added here: its secret is shown once, by the command `createkey`, and must not
+wait in a session or a message for the next page.
+
+The `type: ignore`s: Django's admin classes are generic to the type checker only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
+from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
+from django.db.models import QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest
+
+from accounts import services
+from accounts.models import ApiKey, User
+
+
+class UserAddForm(AdminUserCreationForm):  # type: ignore[type-arg]
+    """A new user: an address, and a password or none."""
+
+    class Meta:
+        model = User
+        fields = ("email",)
+
+
+class UserEditForm(UserChangeForm):  # type: ignore[type-arg]
+    """A user as it is; the password has a form of its own."""
+
+    class Meta:
+        model = User
+        fields = "__all__"
+
+
+@admin.register(User)
+class UserAdmin(BaseUserAdmin):  # type: ignore[type-arg]
+    """People: who may log in, and who is staff."""
+
+    form = UserEditForm
+    add_form = UserAddForm
+    fieldsets = (
+        (None, {"fields": ("email", "password")}),
+        ("Permissions", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Dates", {"fields": ("created_at", "last_login")}),
+    )
+    add_fieldsets = ((None, {"classes": ("wide",), "fields": ("email", "usable_password", "password1", "password2")}),)
+    readonly_fields = ("created_at", "last_login")
+    list_display = ("email", "is_active", "is_staff", "created_at", "last_login")
+    list_filter = ("is_active", "is_staff", "is_superuser")
+    search_fields = ("email",)
+    ordering = ("email",)
+
+    def save_model(self, request: HttpRequest, obj: User, form: ModelForm[User], change: bool) -> None:
+        """Store the user by the service, so that keys of a switched-off one stop at once."""
+        services.save_user(user=obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Users are switched off, never deleted: the ledger refers to them."""
+        return False
+
+
+class LivenessFilter(admin.SimpleListFilter):
+    """Separates revoked keys from the others."""
+
+    title = "revoked"
+    parameter_name = "revoked"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Name the choices."""
+        return [("no", "No"), ("yes", "Yes")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
+        """Apply the choice."""
+        return queryset.filter(revoked_at__isnull=self.value() == "no") if self.value() in ("no", "yes") else None
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Keys: whose, on which terms, and whether they still work."""
+
+    list_display = (
+        "masked",
+        "name",
+        "user",
+        "tier",
+        "requests_per_minute",
+        "created_at",
+        "expires_at",
+        "revoked_at",
+        "last_used_at",
+    )
+    list_filter = (LivenessFilter, "tier", "created_at")
+    list_select_related = ("user",)
+    search_fields = ("prefix", "last4", "name", "user__email")
+    fields = (
+        "masked",
+        "user",
+        "name",
+        "tier",
+        "requests_per_minute",
+        "expires_at",
+        "created_at",
+        "revoked_at",
+        "last_used_at",
+    )
+    readonly_fields = ("masked", "user", "created_at", "revoked_at", "last_used_at")
+    actions = ("revoke_selected",)
+
+    @admin.display(description="key", ordering="prefix")
+    def masked(self, key: ApiKey) -> str:
+        """Show the key as prefix and last characters."""
+        return key.masked
+
+    @admin.action(description="Revoke selected keys", permissions=["change"])
+    def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Refuse the keys from now on, for good."""
+        revoked = 0
+        for key in queryset:
+            if services.revoke_key(key=key):
+                revoked += 1
+                self.log_change(request, key, "Revoked.")
+        self.message_user(request, f"Keys revoked: {revoked}.", messages.SUCCESS)
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: ModelForm[ApiKey], change: bool) -> None:
+        """Store the key by the service."""
+        services.save_key(key=obj)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Keys are made where their secret can be shown once."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Keys are revoked, never deleted: the ledger refers to them."""
+        return False

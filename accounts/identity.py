@@ -1,0 +1,34 @@
+"""What the data plane is told about whoever shows a key. How it is found out is in `keyring`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Refused(StrEnum):
+    """Why a key may not pass. Clients are told one thing for all of these; logs may differ."""
+
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    INACTIVE = "inactive"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is calling, and under which terms."""
+
+    key_id: int
+    user_id: int
+    tenant: str
+    """Opaque to the cluster."""
+    tenant_label: str
+    key_label: str
+    prefix: str
+    tier: str
+    expires_at_s: float | None = None
+    """Wall clock, seconds since the epoch."""
+    requests_per_minute: int = 0
+    """0 means no limit."""

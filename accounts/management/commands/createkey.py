@@ -1,0 +1,55 @@
+"""`manage.py createkey`: gives somebody an API key. The key alone goes to stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from accounts.services import DEFAULT_REQUESTS_PER_MINUTE, DEFAULT_TIER, TIERS, create_key, ensure_user
+
+
+class Command(BaseCommand):
+    """Create an API key and print it."""
+
+    help = "Create an API key and print it, alone, on stdout. It cannot be shown again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--user", required=True, metavar="EMAIL", help="whose key it is; created if absent")
+        parser.add_argument("--name", default="default", help="what the key is called in lists (default: default)")
+        parser.add_argument(
+            "--rpm",
+            type=int,
+            default=DEFAULT_REQUESTS_PER_MINUTE,
+            metavar="N",
+            help="requests per minute, 0 for no limit (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--tier", choices=TIERS, default=DEFAULT_TIER, help="queue class of its requests (default: %(default)s)"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Create the key, and the user if need be: both or neither."""
+        try:
+            with transaction.atomic():
+                user, created = ensure_user(email=options["user"])
+                key, secret = create_key(
+                    user=user, name=options["name"], tier=options["tier"], requests_per_minute=options["rpm"]
+                )
+        except ValidationError as error:
+            raise CommandError(_explain(error)) from None
+        if created:
+            self.stderr.write(f"Created user {user.email}, without a password.")
+        limit = f"{key.requests_per_minute} requests per minute" if key.requests_per_minute else "no request limit"
+        self.stderr.write(f"Key {key.name!r} of {user.email}: tier {key.tier}, {limit}.")
+        self.stdout.write(secret)
+
+
+def _explain(error: ValidationError) -> str:
+    options = {"email": "--user", "requests_per_minute": "--rpm", "tier": "--tier", "name": "--name"}
+    return " ".join(
+        f"{options.get(field, field)}: {' '.join(messages)}" for field, messages in error.message_dict.items()
+    )

@@ -1,0 +1,1 @@
+"""Carriers between gateways and the dispatcher. `base` is the whole contract."""

@@ -1,0 +1,172 @@
+"""The client's end of a task: where tokens arrive, and where stale ones stop.
+
+Rule 1: fencing lives here and nowhere else. A stream accepts tokens of its current attempt only,
+and only if they begin exactly at `next_seq`. Everything else is refused, whoever sent it.
+Rule 2: a stream ends once: finished, failed or abandoned. What comes later changes nothing.
+Rule 3: nothing here blocks or awaits but `wait`; the tokens' sender is never held up by a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum
+
+import msgspec
+
+from cluster.domain import FinishReason, Outcome, Task
+
+
+class Verdict(Enum):
+    """What a stream thinks of tokens that were pushed to it."""
+
+    ACCEPTED = "accepted"
+    STRAY = "stray"
+    """Of an older attempt, a repetition, or after the end: dropped."""
+    GAP = "gap"
+    """Tokens of the current attempt are missing: the sender broke the protocol."""
+    FOREIGN = "foreign"
+    """The current attempt runs on another worker: the sender broke the protocol."""
+
+
+class StreamFailure(msgspec.Struct, frozen=True):
+    """Why a stream ended without a finish, in the words of the error contract."""
+
+    outcome: Outcome
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class TokenStream:
+    """The tokens of one task on their way to one client.
+
+    A *buffered* stream belongs to a client that wants the whole answer at once: it wakes its
+    reader at the end only, and may start again from nothing after a worker was lost.
+    """
+
+    __slots__ = (
+        "_texts",
+        "_waiter",
+        "abandoned",
+        "attempt",
+        "buffered",
+        "failure",
+        "finish_reason",
+        "first_token_at_s",
+        "generated_tokens",
+        "next_seq",
+        "queued_s",
+        "submitted_at_s",
+        "taken",
+        "task",
+        "worker_id",
+        "worker_name",
+    )
+
+    def __init__(self, task: Task, *, buffered: bool) -> None:
+        self.task = task
+        self.buffered = buffered
+        self.attempt = 0
+        self.next_seq = 0
+        self.taken = 0
+        self.worker_id = ""
+        self.worker_name = ""
+        self.queued_s = 0.0
+        self.submitted_at_s = time.monotonic()
+        self.first_token_at_s: float | None = None
+        self.generated_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.failure: StreamFailure | None = None
+        self.abandoned = False
+        self._texts: list[str] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more tokens will come."""
+        return self.finish_reason is not None or self.failure is not None or self.abandoned
+
+    def announce(self, attempt: int, worker_id: str, worker_name: str, queued_s: float) -> None:
+        """Open the stream to the tokens of `attempt` and of no other."""
+        if attempt > self.attempt:
+            self.attempt = attempt
+            self.worker_id = worker_id
+            self.worker_name = worker_name
+            self.queued_s = queued_s
+
+    def push(self, worker_id: str, attempt: int, seq: int, texts: list[str]) -> Verdict:
+        """Accept new tokens, or say why not."""
+        if attempt != self.attempt or self.ended:
+            return Verdict.STRAY
+        if worker_id != self.worker_id:
+            return Verdict.FOREIGN
+        if seq != self.next_seq:
+            return Verdict.STRAY if seq < self.next_seq else Verdict.GAP
+        if self.first_token_at_s is None:
+            self.first_token_at_s = time.monotonic()
+        self.next_seq = seq + len(texts)
+        self._texts += texts
+        if not self.buffered and self._waiter is not None:
+            self._wake()
+        return Verdict.ACCEPTED
+
+    def fence(self, attempt: int) -> int:
+        """Close `attempt` for good and return the index of the first token still to come.
+
+        One synchronous step: after it no token of that attempt can be accepted. Tokens that no
+        client has seen yet are forgotten, so that their task may start afresh.
+        """
+        if attempt >= self.attempt:
+            self.attempt = attempt
+            self.worker_id = ""
+        if self.taken == 0:
+            self._texts.clear()
+            self.next_seq = 0
+        return self.next_seq
+
+    def finish(self, worker_id: str, attempt: int, reason: FinishReason, generated_tokens: int) -> Verdict:
+        """End the stream well."""
+        if attempt != self.attempt or self.ended:
+            return Verdict.STRAY
+        if worker_id != self.worker_id:
+            return Verdict.FOREIGN
+        # A worker's own figure may only add what it held back, never take away what arrived.
+        self.generated_tokens = max(generated_tokens, self.next_seq)
+        self.finish_reason = reason
+        self._wake()
+        return Verdict.ACCEPTED
+
+    def fail(self, failure: StreamFailure) -> None:
+        """End the stream badly."""
+        if not self.ended:
+            self.failure = failure
+            self.generated_tokens = self.next_seq
+            self._wake()
+
+    def abandon(self) -> None:
+        """End the stream because nobody reads it any more."""
+        if not self.ended:
+            self.abandoned = True
+            self.generated_tokens = self.next_seq
+            self._wake()
+
+    def take(self) -> list[str]:
+        """Return the tokens that arrived since the last call."""
+        texts, self._texts = self._texts, []
+        self.taken += len(texts)
+        return texts
+
+    async def wait(self) -> None:
+        """Return when there is something to take, or the stream has ended. One reader at a time."""
+        if self.ended or (self._texts and not self.buffered):
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

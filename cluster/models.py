@@ -1,0 +1,68 @@
+"""The rows of this app: worker tokens and the workers ever seen.
+
+A worker's row says that it was here; what it does now is in the snapshot. Rows are written by
+`services` and read by `selectors`.
+"""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+from django.db.models import (
+    PROTECT,
+    BooleanField,
+    CharField,
+    DateTimeField,
+    ForeignKey,
+    JSONField,
+    Model,
+    PositiveIntegerField,
+)
+
+from gpucloud.lib.credential import Credential
+
+MAX_GLOBS = 64
+MAX_GLOB_CHARS = 64
+
+
+def validate_globs(value: object) -> None:
+    """Refuse what is not a list of one or more globs."""
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_GLOBS:
+        raise ValidationError(f'Expected a list of 1 to {MAX_GLOBS} globs of model ids, such as ["llama-*"].')
+    for glob in value:
+        if not isinstance(glob, str) or not 1 <= len(glob) <= MAX_GLOB_CHARS or not glob.isprintable():
+            raise ValidationError(f"{glob!r} is not a glob: expected 1 to {MAX_GLOB_CHARS} printable characters.")
+
+
+def any_model() -> list[str]:
+    """Return the globs of a token that is bound to no model."""
+    return ["*"]
+
+
+class WorkerToken(Credential):
+    """What a worker shows to be let in."""
+
+    models = JSONField(
+        default=any_model, validators=[validate_globs], help_text='Globs of the model ids it may serve: ["llama-*"].'
+    )
+
+
+class Worker(Model):
+    """A worker that has joined at least once, as it last described itself."""
+
+    id = CharField(primary_key=True, max_length=64)
+    name = CharField(max_length=64)
+    instance = CharField(max_length=64)
+    token = ForeignKey(WorkerToken, null=True, blank=True, on_delete=PROTECT, related_name="workers")
+    gpu = CharField("GPU", max_length=64)
+    gpus = PositiveIntegerField("GPUs")
+    models = JSONField(default=list)
+    capacity = PositiveIntegerField()
+    simulated = BooleanField(default=False)
+    first_seen_at = DateTimeField()
+    last_seen_at = DateTimeField(db_index=True)
+
+    class Meta:
+        ordering = ("-last_seen_at",)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.id})"

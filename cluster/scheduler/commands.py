@@ -1,0 +1,80 @@
+"""What the Scheduler asks for: imperative values that the Dispatcher sends to gateways.
+
+Every command names the node it is for: the one that holds the client's stream (`AnnounceAttempt`,
+`FenceAttempt`, `FailTask`) or the one that holds the worker's link (the others). On one machine
+these are the same node; nothing here may assume so.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cluster.domain import Outcome, Task
+
+
+class AnnounceAttempt(msgspec.Struct, frozen=True):
+    """Tell the stream which attempt may write to it from now on. Always precedes `AssignTask`."""
+
+    node: str
+    task_id: str
+    attempt: int
+    worker_id: str
+    worker_name: str
+    queued_s: float
+    """How long the task has waited in queues so far."""
+
+
+class AssignTask(msgspec.Struct, frozen=True):
+    """Hand the task to a worker."""
+
+    node: str
+    worker_id: str
+    link: str
+    task: Task
+    attempt: int
+    resume_from: int = 0
+    """Index of the first token to emit; 0 is a fresh start."""
+
+
+class CancelAttempt(msgspec.Struct, frozen=True):
+    """Ask a worker to stop; it answers with `finished: cancelled`."""
+
+    node: str
+    worker_id: str
+    link: str
+    task_id: str
+    attempt: int
+
+
+class FenceAttempt(msgspec.Struct, frozen=True):
+    """Close an attempt at its stream, which answers with `AttemptFenced`."""
+
+    node: str
+    task_id: str
+    attempt: int
+
+
+class FailTask(msgspec.Struct, frozen=True):
+    """End the stream with an error that its client can act on."""
+
+    node: str
+    task_id: str
+    outcome: Outcome
+    code: str
+    """A word of the error contract: `no_worker_available`, `queue_timeout`, `timeout`, `worker_lost` …"""
+    message: str
+    """One sentence for the client: what happened and which constraint failed."""
+    retry_after_s: float | None = None
+
+
+class EvictWorker(msgspec.Struct, frozen=True):
+    """Close a worker's link with a protocol close code."""
+
+    node: str
+    worker_id: str
+    link: str
+    close_code: int
+    reason: str
+
+
+Command = AnnounceAttempt | AssignTask | CancelAttempt | FenceAttempt | FailTask | EvictWorker

@@ -1,0 +1,92 @@
+"""The picture of the cluster that everybody else sees.
+
+Built at most twice a second from the Scheduler's records; costs a pass over workers and over the
+heads of queues, and never a sort of all who wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cluster.domain import ClusterSnapshot, Tier, TierView, WaitingView, WorkerStatus, WorkerView
+from cluster.scheduler.queue import ModelQueue
+from cluster.scheduler.state import WorkerRecord
+
+HEAD = 100
+"""Waiting tasks shown per tier."""
+
+
+def take_snapshot(
+    workers: Iterable[WorkerRecord],
+    queues: Mapping[str, ModelQueue],
+    dropped: dict[str, int],
+    *,
+    now: float,
+    stale_s: float,
+    version: int,
+    wall_s: float,
+) -> ClusterSnapshot:
+    """Return the picture at `now`, monotonic seconds, which is `wall_s` for people."""
+    views = tuple(sorted((_view(worker, now, stale_s) for worker in workers), key=lambda view: (view.name, view.id)))
+    return ClusterSnapshot(
+        version=version,
+        taken_at_s=wall_s,
+        running=sum(view.running for view in views),
+        waiting=sum(queue.depth for queue in queues.values()),
+        capacity=sum(view.capacity for view in views),
+        workers=views,
+        tiers=tuple(_tier(tier, queues.values(), now) for tier in Tier),
+        head=tuple(view for tier in Tier for view in _head(tier, queues, now)),
+        dropped=dropped,
+    )
+
+
+def _view(worker: WorkerRecord, now: float, stale_s: float) -> WorkerView:
+    spec = worker.spec
+    age_s = now - worker.last_seen_at_s
+    if age_s > stale_s:
+        status = WorkerStatus.SUSPECT
+    elif worker.draining:
+        status = WorkerStatus.DRAINING
+    else:
+        status = WorkerStatus.BUSY if worker.held >= spec.capacity else WorkerStatus.ONLINE
+    return WorkerView(
+        id=spec.id,
+        name=spec.name,
+        status=status,
+        gpu=spec.gpu,
+        models=tuple(worker.offers),
+        running=worker.held,
+        capacity=spec.capacity,
+        kv_used_bytes=worker.kv_used_bytes,
+        kv_bytes=spec.kv_bytes,
+        reading=worker.reading,
+        tokens_per_s=worker.tokens_per_s,
+        simulated=spec.simulated,
+        heartbeat_age_s=age_s,
+    )
+
+
+def _tier(tier: Tier, queues: Iterable[ModelQueue], now: float) -> TierView:
+    of_models = [queue.tiers[tier] for queue in queues]
+    oldest_s = max((now - head.queued_at_s for queue in of_models for head in queue.heads()), default=0.0)
+    return TierView(tier=tier, depth=sum(queue.depth for queue in of_models), oldest_wait_s=oldest_s)
+
+
+def _head(tier: Tier, queues: Mapping[str, ModelQueue], now: float) -> list[WaitingView]:
+    views = []
+    for model, queue in queues.items():
+        ahead = sum(queue.tiers[higher].depth for higher in Tier if higher < tier)
+        for position, record in enumerate(queue.tiers[tier].in_order(HEAD), start=ahead + 1):
+            task = record.task
+            view = WaitingView(
+                task=task.id,
+                model=model,
+                tenant=task.tenant,
+                tenant_label=task.tenant_label,
+                tier=tier,
+                position=position,
+                waited_s=now - record.queued_at_s,
+            )
+            views.append((record.sequence, view))
+    return [view for _, view in sorted(views, key=lambda pair: pair[0])[:HEAD]]

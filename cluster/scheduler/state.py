@@ -1,0 +1,175 @@
+"""What the Scheduler remembers of a task and of a worker, and how a task may move.
+
+Rule 1: a task moves along `TRANSITIONS` or not at all. An event that has no entry for the state a
+task is in is late or stray: it is counted and changes nothing.
+Rule 2: an ended task leaves no trace here. `ENDED` is in the table, never in a record.
+Rule 3: a slot belongs to an attempt, not to a task. It is held while the attempt runs, and after a
+cancel until the worker has acknowledged it (`releasing`).
+
+    submitted → QUEUED ──assign──→ RUNNING ──finish──→ (ended)
+                  ↑                   │ fail, lose
+                  └──── fenced ──── FENCING ──give up─→ (ended)
+    and from anywhere: cancel, expire → (ended)
+
+FENCING is the moment between an attempt's end and the stream's answer to `FenceAttempt`: only that
+answer says whether a client has seen tokens, so only then may the task be assigned again.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from cluster.domain import GpuReading, ModelOffer, Task, WorkerSpec
+
+
+class State(Enum):
+    """Where a task stands."""
+
+    QUEUED = auto()
+    RUNNING = auto()
+    FENCING = auto()
+    ENDED = auto()
+
+
+class Trigger(Enum):
+    """What moves a task."""
+
+    ASSIGN = auto()
+    START = auto()
+    FINISH = auto()
+    FAIL = auto()
+    LOSE = auto()
+    FENCED = auto()
+    GIVE_UP = auto()
+    CANCEL = auto()
+    EXPIRE = auto()
+
+
+TRANSITIONS: dict[tuple[State, Trigger], State] = {
+    (State.QUEUED, Trigger.ASSIGN): State.RUNNING,
+    (State.QUEUED, Trigger.CANCEL): State.ENDED,
+    (State.QUEUED, Trigger.EXPIRE): State.ENDED,
+    (State.RUNNING, Trigger.START): State.RUNNING,
+    (State.RUNNING, Trigger.FINISH): State.ENDED,
+    (State.RUNNING, Trigger.FAIL): State.FENCING,
+    (State.RUNNING, Trigger.LOSE): State.FENCING,
+    (State.RUNNING, Trigger.GIVE_UP): State.ENDED,
+    (State.RUNNING, Trigger.CANCEL): State.ENDED,
+    (State.RUNNING, Trigger.EXPIRE): State.ENDED,
+    (State.FENCING, Trigger.FENCED): State.QUEUED,
+    (State.FENCING, Trigger.GIVE_UP): State.ENDED,
+    (State.FENCING, Trigger.CANCEL): State.ENDED,
+    (State.FENCING, Trigger.EXPIRE): State.ENDED,
+}
+
+
+class TaskRecord:
+    """One live task. `sequence` is its rank of arrival, which it keeps over all attempts."""
+
+    __slots__ = (
+        "attempt",
+        "excluded",
+        "failure",
+        "kv_bytes",
+        "kv_tokens",
+        "lost_on",
+        "queued_at_s",
+        "queued_s",
+        "sequence",
+        "started",
+        "state",
+        "submitted_at_s",
+        "task",
+        "worker",
+    )
+
+    def __init__(self, task: Task, sequence: int, now: float) -> None:
+        self.task = task
+        self.sequence = sequence
+        self.state = State.QUEUED
+        self.kv_tokens = task.kv_tokens
+        self.submitted_at_s = now
+        self.queued_at_s = now
+        self.queued_s = 0.0
+        """Time spent waiting before the current attempt, over all waits."""
+        self.attempt = 0
+        self.started = False
+        self.worker: WorkerRecord | None = None
+        self.kv_bytes = 0
+        """What the current attempt has reserved on its worker."""
+        self.excluded: set[str] = set()
+        """Workers on which an earlier attempt ended badly."""
+        self.lost_on: list[str] = []
+        """Workers that were lost with an attempt, one entry an attempt."""
+        self.failure = ""
+        """The code of the last attempt's bad end."""
+
+
+class WorkerRecord:
+    """One live worker: what it can hold and what it holds."""
+
+    __slots__ = (
+        "draining",
+        "kv_used_bytes",
+        "last_seen_at_s",
+        "link",
+        "node",
+        "offers",
+        "pool",
+        "reading",
+        "releasing",
+        "running",
+        "spec",
+        "stale",
+        "tokens_per_s",
+        "version",
+    )
+
+    def __init__(self, spec: WorkerSpec, node: str, link: str, now: float) -> None:
+        self.spec = spec
+        self.node = node
+        self.link = link
+        self.offers: dict[str, ModelOffer] = {offer.id: offer for offer in spec.models}
+        self.pool = frozenset(self.offers)
+        """The models it serves: workers with equal sets are alternatives for one another."""
+        self.last_seen_at_s = now
+        self.reading = GpuReading()
+        self.tokens_per_s = 0.0
+        self.draining = False
+        self.stale = False
+        self.running: dict[str, TaskRecord] = {}
+        self.releasing: dict[tuple[str, int], int] = {}
+        """Cancelled attempts not acknowledged yet, with the KV bytes they still hold."""
+        self.kv_used_bytes = 0
+        self.version = 0
+        """Which entry of its pool's heap is the true one."""
+
+    @property
+    def held(self) -> int:
+        """Slots in use."""
+        return len(self.running) + len(self.releasing)
+
+    @property
+    def load(self) -> float:
+        """The larger share in use of slots and of KV cache, 0..1."""
+        slots = self.held / self.spec.capacity
+        return max(slots, self.kv_used_bytes / self.spec.kv_bytes) if self.spec.kv_bytes else slots
+
+    def kv_need(self, record: TaskRecord) -> int:
+        """Return the KV bytes a task would take here; 0 where the worker does not account them."""
+        return record.kv_tokens * self.offers[record.task.model].kv_bytes_per_token if self.spec.kv_bytes else 0
+
+    def limit_tokens(self, model: str) -> int:
+        """Return the most tokens, prompt and answer, that one task of a model can have here."""
+        offer = self.offers[model]
+        if not self.spec.kv_bytes or not offer.kv_bytes_per_token:
+            return offer.context_tokens
+        return min(offer.context_tokens, self.spec.kv_bytes // offer.kv_bytes_per_token)
+
+    def fits(self, record: TaskRecord) -> bool:
+        """Return whether the task can start here now."""
+        return (
+            self.held < self.spec.capacity
+            and record.kv_tokens <= self.offers[record.task.model].context_tokens
+            and self.kv_used_bytes + self.kv_need(record) <= (self.spec.kv_bytes or 0)
+        )

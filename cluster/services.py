@@ -1,0 +1,132 @@
+"""Every write of worker tokens and of the record of workers.
+
+Synchronous: the data plane calls these from a thread. Bad values raise Django's `ValidationError`,
+with a sentence per field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from hmac import compare_digest
+
+import msgspec
+from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
+
+from cluster.domain import WorkerSpec
+from cluster.models import Worker, WorkerToken, any_model
+from gpucloud.lib.secret import digest_secret, is_well_formed, make_secret, prefix_of
+
+KIND = "wk-"
+MARK_EVERY = timedelta(minutes=1)
+"""A token's `last_used_at` is written at most this often."""
+MAX_INTEGER = 2**31 - 1
+"""What an integer column holds on Postgres."""
+
+_NO_DIGEST = bytes(32)
+
+
+class WorkerCredential(msgspec.Struct, frozen=True):
+    """What a worker may do with the token it showed."""
+
+    token_id: int | None
+    """None for the token from the environment, which has no row."""
+    name: str
+    models: tuple[str, ...]
+    """Globs of the model ids it may serve."""
+
+
+def create_worker_token(
+    *, name: str = "worker", models: Sequence[str] = (), expires_at: datetime | None = None
+) -> tuple[WorkerToken, str]:
+    """Create a token for the models that match a glob (none given: for any) and return it with its secret.
+
+    Nothing can show the secret again.
+    """
+    secret = make_secret(KIND)
+    token = WorkerToken(name=name.strip(), models=list(models) or any_model(), expires_at=expires_at)
+    token.describe(secret, _pepper())
+    token.full_clean()
+    token.save(force_insert=True)
+    return token, secret
+
+
+def save_worker_token(*, token: WorkerToken) -> WorkerToken:
+    """Store a token whose name, models or expiry was changed; links that are up keep their models."""
+    token.full_clean()
+    token.save(update_fields=["name", "models", "expires_at"])
+    return token
+
+
+def revoke_worker_token(*, token: WorkerToken) -> bool:
+    """Refuse a token from now on, for good; return whether it was not revoked before.
+
+    Its links are closed by the gateways, which ask `list_dead_token_ids`.
+    """
+    revoked = WorkerToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=timezone.now())
+    token.refresh_from_db(fields=["revoked_at"])
+    return bool(revoked)
+
+
+def authenticate_worker(secret: str) -> WorkerCredential | None:
+    """Return what a worker that shows `secret` may do, None if it may not come in."""
+    configured = settings.WORKER_TOKEN
+    if configured and compare_digest(_to_bytes(secret), _to_bytes(configured)):
+        return WorkerCredential(token_id=None, name="environment", models=tuple(any_model()))
+    if not is_well_formed(KIND, secret):
+        return None
+    now = timezone.now()
+    token = WorkerToken.objects.filter(prefix=prefix_of(secret)).first()
+    # Compared also when there is nothing to compare with: how long a refusal takes must not tell
+    # which prefixes exist.
+    matches = compare_digest(digest_secret(secret, _pepper()), bytes.fromhex(token.digest) if token else _NO_DIGEST)
+    if token is None or not matches or not token.is_live(now):
+        return None
+    not_lately = Q(last_used_at=None) | Q(last_used_at__lte=now - MARK_EVERY)
+    WorkerToken.objects.filter(not_lately, pk=token.pk).update(last_used_at=now)
+    return WorkerCredential(token_id=token.pk, name=token.name, models=tuple(token.models))
+
+
+def record_worker_joined(*, spec: WorkerSpec, token_id: int | None) -> None:
+    """Write that a worker is here, and how it described itself."""
+    now = timezone.now()
+    row = Worker(
+        id=spec.id,
+        name=spec.name,
+        instance=spec.instance,
+        token_id=token_id,
+        gpu=_printable(spec.gpu.name),
+        gpus=max(0, min(spec.gpu.count, MAX_INTEGER)),
+        models=[_printable(offer.id) for offer in spec.models],
+        capacity=spec.capacity,
+        simulated=spec.simulated,
+        first_seen_at=now,
+        last_seen_at=now,
+    )
+    kept = ("id", "first_seen_at")
+    Worker.objects.bulk_create(
+        [row],
+        update_conflicts=True,
+        unique_fields=["id"],
+        update_fields=[field.attname for field in Worker._meta.concrete_fields if field.name not in kept],
+    )
+
+
+def record_workers_seen(*, worker_ids: Collection[str]) -> None:
+    """Write that these workers are still here."""
+    Worker.objects.filter(pk__in=worker_ids).update(last_seen_at=timezone.now())
+
+
+def _pepper() -> bytes:
+    return settings.KEY_PEPPER.encode()
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _printable(text: str) -> str:
+    # A worker names its own hardware: control characters break a terminal, NUL breaks Postgres.
+    return "".join(character if character.isprintable() else "?" for character in text[:64])

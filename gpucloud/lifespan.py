@@ -1,0 +1,115 @@
+"""One node of gpucloud: builds its parts, starts and stops them in order.
+
+This is the only place that knows both the settings and the parts. Everything below is given what
+it needs and reads no settings of its own on the way of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from typing import TypeVar
+
+from django.conf import settings
+
+from accounts.keyring import Keyring
+from cluster.engine.registrar import Registrar
+from cluster.engine.runtime import Runtime, RuntimeSettings
+from cluster.scheduler.core import Settings as SchedulerSettings
+from inference import tokens
+from inference.completions import Completions
+from inference.ledger import Ledger
+from inference.openai.endpoints import Endpoints
+from inference.openai.routing import DataPlane
+from inference.requestlog import RequestLog
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Node:
+    """Everything one process runs: engine, keys, ledger, data plane."""
+
+    def __init__(self) -> None:
+        self.runtime = Runtime(
+            RuntimeSettings(
+                node=settings.NODE,
+                heartbeat_s=settings.HEARTBEAT_S,
+                hello_timeout_s=settings.HELLO_TIMEOUT_S,
+                scheduler=SchedulerSettings(
+                    queue_timeout_s=settings.QUEUE_TIMEOUT_S,
+                    no_worker_grace_s=settings.NO_WORKER_GRACE_S,
+                    total_timeout_s=settings.TOTAL_TIMEOUT_S,
+                    worker_stale_s=settings.WORKER_STALE_S,
+                    worker_silent_s=settings.WORKER_SILENT_S,
+                    cancel_ack_s=settings.CANCEL_ACK_S,
+                ),
+            )
+        )
+        self.keyring = Keyring(pepper=settings.KEY_PEPPER.encode(), poll_s=settings.KEY_POLL_S)
+        self.ledger = Ledger(node=settings.NODE, commit_timeout_s=settings.LEDGER_COMMIT_S)
+        self.registrar = Registrar(self.runtime.gateway)
+        self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
+        self.completions = Completions(self.runtime.gateway, self.ledger)
+        endpoints = Endpoints(
+            self.completions, max_body_bytes=settings.MAX_BODY_BYTES, body_timeout_s=settings.BODY_TIMEOUT_S
+        )
+        self.data_plane = DataPlane(endpoints, self.keyring, self.request_log)
+        self.started = False
+
+    async def start(self) -> None:
+        """Start every part; the ledger first, for it closes what a dead predecessor left open."""
+        await asyncio.to_thread(tokens.warm)
+        await self.ledger.start()
+        await self.keyring.start()
+        await self.runtime.start()
+        self.registrar.start()
+        # What lives from here on lives as long as the process: keep the collector off it, and let
+        # it run rarely over what requests leave behind. Measured: p99 25 → 16 ms.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 100)
+        self.started = True
+        log.info("node %s is up", settings.NODE)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Refuse new requests and wait until the running ones have ended, at most `deadline_s`."""
+        self.completions.draining = True
+        gateway = self.runtime.gateway
+        log.info("draining: %d requests are running", len(gateway.streams))
+        deadline = time.monotonic() + deadline_s
+        while gateway.streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        if gateway.streams:
+            gateway.fail_all("server_draining", "The server restarted before this answer was complete.")
+            until = time.monotonic() + 1.0
+            while gateway.streams and time.monotonic() < until:
+                await asyncio.sleep(0.02)
+        gateway.drain(deadline_s)
+        await asyncio.sleep(0.1)  # lets the links' writers send what they were just given
+
+    async def stop(self) -> None:
+        """Stop every part, the ledger last."""
+        if not self.started:
+            return
+        self.started = False
+        await self.registrar.stop()
+        await self.runtime.stop()
+        await self.keyring.stop()
+        await self.ledger.stop()
+        self.request_log.flush()
+        gc.unfreeze()
+
+    def ills(self) -> list[str]:
+        """Return what keeps this node from taking requests, one phrase each."""
+        if not self.started:
+            return ["node: not started"]
+        ills = self.runtime.ills()
+        if self.completions.draining:
+            ills.append("node: draining")
+        if not self.ledger.healthy:
+            ills.append("ledger: the last commit failed")
+        return ills

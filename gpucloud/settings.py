@@ -1,0 +1,157 @@
+"""Settings, all of them, from the environment; see `templates/docs/settings.md` for the list."""
+
+from __future__ import annotations
+
+from csp.constants import NONE, SELF
+
+from gpucloud.env import (
+    BASE_DIR,
+    data_dir,
+    database_config,
+    env_bool,
+    env_float,
+    env_int,
+    env_list,
+    env_secret,
+    env_str,
+)
+
+DEBUG = env_bool("GPUCLOUD_DEBUG")
+DATA_DIR = data_dir()
+SECRET_KEY = env_secret("GPUCLOUD_SECRET_KEY")
+KEY_PEPPER = env_secret("GPUCLOUD_KEY_PEPPER")
+PUBLIC_URL = env_str("GPUCLOUD_PUBLIC_URL").rstrip("/")
+ALLOWED_HOSTS = env_list("GPUCLOUD_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+
+INSTALLED_APPS = [
+    "daphne",  # before staticfiles: it replaces `runserver`
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_htmx",
+    "template_partials",
+    "rest_framework",
+    "gpucloud",
+    "accounts",
+    "cluster",
+    "inference",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+ROOT_URLCONF = "gpucloud.urls"
+ASGI_APPLICATION = "gpucloud.asgi.application"
+APPEND_SLASH = True
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    }
+]
+
+DATABASES = {"default": database_config(env_str("DATABASE_URL"))}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_USER_MODEL = "accounts.User"
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "login"
+PASSWORD_HASHERS = [
+    "django.contrib.auth.hashers.BCryptSHA256PasswordHasher",
+    "django.contrib.auth.hashers.PBKDF2PasswordHasher",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+SERVESTATIC_AUTOREFRESH = DEBUG
+SERVESTATIC_USE_FINDERS = True
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_SAMESITE = "Lax"
+if PUBLIC_URL:
+    CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+if PUBLIC_URL.startswith("https://"):
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_SSL_REDIRECT = True
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env_str("GPUCLOUD_LOG_LEVEL", "INFO")},
+}
+
+# The cluster's rhythm. Every time-out can be set, so that tests run at a tenth of it.
+HEARTBEAT_S = env_float("GPUCLOUD_HEARTBEAT_S", 5.0, minimum=0.05)
+WORKER_STALE_S = env_float("GPUCLOUD_WORKER_STALE_S", HEARTBEAT_S * 1.5)
+WORKER_SILENT_S = env_float("GPUCLOUD_WORKER_SILENT_S", HEARTBEAT_S * 3.2)
+HELLO_TIMEOUT_S = env_float("GPUCLOUD_HELLO_TIMEOUT_S", 5.0)
+QUEUE_TIMEOUT_S = env_float("GPUCLOUD_QUEUE_TIMEOUT_S", 30.0)
+NO_WORKER_GRACE_S = env_float("GPUCLOUD_NO_WORKER_GRACE_S", 10.0)
+TOTAL_TIMEOUT_S = env_float("GPUCLOUD_TOTAL_TIMEOUT_S", 600.0)
+CANCEL_ACK_S = env_float("GPUCLOUD_CANCEL_ACK_S", 2.0)
+DRAIN_S = env_float("GPUCLOUD_DRAIN_S", 25.0)
+LEDGER_COMMIT_S = env_float("GPUCLOUD_LEDGER_COMMIT_S", 5.0)
+LEDGER_DAYS = env_int("GPUCLOUD_LEDGER_DAYS", 90, minimum=1)
+BODY_TIMEOUT_S = env_float("GPUCLOUD_BODY_TIMEOUT_S", 15.0)
+MAX_BODY_BYTES = env_int("GPUCLOUD_MAX_BODY_BYTES", 4 * 1024 * 1024, minimum=1024)
+KEY_POLL_S = env_float("GPUCLOUD_KEY_POLL_S", 0.5, minimum=0.01)
+NODE = env_str("GPUCLOUD_NODE", "node-1")
+WORKER_TOKEN = env_secret("GPUCLOUD_WORKER_TOKEN")
+REQUEST_LOG = env_bool("GPUCLOUD_REQUEST_LOG", True)
+DEMO_EMAIL = "demo@example.com"

@@ -1,0 +1,36 @@
+"""The pages that join apps: home and the documentation. Thin: decide who may, render one template."""
+
+from __future__ import annotations
+
+from django.contrib.auth.decorators import login_required
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from cluster.panels import origin_of
+from gpucloud.docs import INDEX, get_page, list_pages
+
+FIRST_REQUEST = """\
+curl {origin}/v1/chat/completions \\
+  -H "Authorization: Bearer $GPUCLOUD_API_KEY" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "llama-3-8b", "messages": [{{"role": "user", "content": "Hello"}}], "stream": true}}'"""
+
+
+@require_safe
+@never_cache
+@login_required
+def home(request: HttpRequest) -> HttpResponse:
+    """Show the cluster now; its panels draw themselves (see `cluster.templatetags.live`)."""
+    origin = origin_of(request.get_host(), secure=request.is_secure())
+    return render(request, "home.html", {"origin": origin, "curl": FIRST_REQUEST.format(origin=origin)})
+
+
+@require_safe
+def doc(request: HttpRequest, name: str = INDEX) -> HttpResponse:
+    """Show a page of the documentation, to everybody."""
+    page = get_page(name)
+    if page is None:
+        raise Http404
+    return render(request, "docs/page.html", {"page": page, "groups": list_pages()})

@@ -1,0 +1,170 @@
+"""The use-case of the house: turn a checked request into an accepted task, and settle it once.
+
+`Completions.start` admits; the `Completion` it returns is one request from admission to its
+terminal row. Endpoints translate HTTP to and from it and decide nothing. Nothing here knows
+OpenAI's wire format beyond the request it was given.
+
+Order matters in three places, and each is a promise: the open row is committed before the first
+byte leaves, the terminal row before the finish chunk, and whoever settles first decides the outcome.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from accounts.keyring import Identity
+from cluster.domain import Generation, Message, Outcome, Task, Tier
+from cluster.engine.gateway import Gateway
+from cluster.engine.streams import TokenStream
+from inference import tokens
+from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
+from inference.ledger import Entry, Ledger
+from inference.openai.errors import ApiError, invalid, model_not_found, unavailable
+from inference.openai.schemas import AssistantMessage, ChatMessage, ChatRequest, ToolMessage, text_of
+from inference.records import Opened, Settlement
+
+
+class Completion:
+    """One accepted request: its stream, its row, and how far its client has got."""
+
+    __slots__ = ("_gateway", "_ledger", "created", "delivered_tokens", "entry", "settlement", "stream", "task")
+
+    def __init__(self, task: Task, stream: TokenStream, entry: Entry, gateway: Gateway, ledger: Ledger) -> None:
+        self.task = task
+        self.stream = stream
+        self.entry = entry
+        self.created = int(time.time())
+        self.delivered_tokens = 0
+        """Tokens handed to the socket; what is billed."""
+        self.settlement: Settlement | None = None
+        self._gateway = gateway
+        self._ledger = ledger
+
+    async def opened(self) -> None:
+        """Wait until the request is on record; before that no byte of an answer may leave."""
+        await self._ledger.opened(self.entry)
+
+    async def complete(self) -> None:
+        """Put the completed request on record; after that its last byte may leave."""
+        self._settle(Outcome.COMPLETED, finish_reason=str(self.stream.finish_reason))
+        await self._ledger.committed(self.entry)
+
+    def fail(self, error: ApiError, outcome: Outcome = Outcome.FAILED) -> None:
+        """Settle a request that ends in an error."""
+        self._settle(outcome, error_code=error.code)
+
+    def leave(self) -> None:
+        """The client is gone: settle, stop the work, wake the endpoint. Safe at any time."""
+        self._settle(Outcome.CANCELLED, error_code="client_closed")
+        self._gateway.abandon(self.stream)
+
+    def close(self) -> None:
+        """Free what the request holds, whatever became of it."""
+        if self.settlement is None:
+            self._settle(Outcome.FAILED, error_code="internal_error")
+        self._gateway.close(self.stream)
+
+    def _settle(self, outcome: Outcome, *, finish_reason: str | None = None, error_code: str | None = None) -> None:
+        if self.settlement is not None:
+            return
+        stream = self.stream
+        started_s = stream.submitted_at_s
+        first_s = stream.first_token_at_s
+        self.settlement = Settlement(
+            outcome=outcome,
+            finish_reason=finish_reason,
+            error_code=error_code,
+            generated_tokens=max(stream.generated_tokens, stream.next_seq),
+            delivered_tokens=self.delivered_tokens,
+            attempts=stream.attempt,
+            worker_id=stream.worker_id,
+            worker_name=stream.worker_name,
+            queue_ms=stream.queued_s * 1000,
+            ttft_ms=None if first_s is None else (first_s - started_s) * 1000,
+            total_ms=(time.monotonic() - started_s) * 1000,
+        )
+        self._ledger.settle(self.entry, self.settlement)
+
+
+class Completions:
+    """Admits requests on one node."""
+
+    def __init__(self, gateway: Gateway, ledger: Ledger) -> None:
+        self.draining = False
+        self._gateway = gateway
+        self._ledger = ledger
+
+    async def start(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion:
+        """Admit a request and hand it to the cluster, or raise the `ApiError` that says why not."""
+        if self.draining:
+            raise unavailable("This server is restarting. Try again in a moment.", "server_draining")
+        if not self._ledger.healthy:
+            raise unavailable("Requests cannot be recorded just now. Try again in a moment.", "service_unavailable")
+        card = MODELS.get(chat.model)
+        if card is None:
+            raise model_not_found(chat.model)
+        messages = tuple([_read_message(message, index) for index, message in enumerate(chat.messages)])
+        prompt_tokens = await tokens.count_chat_async(chat.model, messages)
+        context_tokens = card.gpucloud.context_tokens
+        max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens)
+        task = Task(
+            id=request_id,
+            model=chat.model,
+            tenant=identity.tenant,
+            tenant_label=identity.tenant_label,
+            tier=Tier[identity.tier.upper()],
+            node=self._gateway.node,
+            prompt_tokens=prompt_tokens,
+            generation=Generation(
+                messages=messages,
+                max_tokens=max_tokens,
+                seed=secrets.randbits(63) if chat.seed is None else chat.seed,
+                temperature=1.0 if chat.temperature is None else chat.temperature,
+                top_p=1.0 if chat.top_p is None else chat.top_p,
+                stop=chat.stops,
+            ),
+        )
+        entry = self._ledger.open(
+            Opened(
+                id=request_id,
+                key_id=identity.key_id,
+                user_id=identity.user_id,
+                model=chat.model,
+                source="api",
+                stream=bool(chat.stream),
+                tier=task.tier.word,
+                node=task.node,
+                prompt_tokens=prompt_tokens,
+                created_at_s=time.time(),
+            )
+        )
+        # The row is queued before the task is: whatever happens to the task has a row to happen to.
+        stream = self._gateway.submit(task, buffered=not chat.stream)
+        return Completion(task, stream, entry, self._gateway, self._ledger)
+
+
+def _read_message(message: ChatMessage, index: int) -> Message:
+    text = text_of(message.content, f"messages[{index}]")
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        # Calls made earlier are part of what the model reads, so they count and they vary the text.
+        text += "".join(bytes(call.function).decode() for call in message.tool_calls)
+    role = "tool" if isinstance(message, ToolMessage) else str(message.__struct_config__.tag)
+    return Message(role=role, content=text, name=message.name)
+
+
+def _decide_max_tokens(chat: ChatRequest, prompt_tokens: int, context_tokens: int) -> int:
+    asked = chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
+    room = context_tokens - prompt_tokens
+    if asked is None and room >= 1:
+        return min(DEFAULT_MAX_TOKENS, room)
+    if room < 1 or (asked or 0) > room:
+        wanted = f" and {asked} for the completion" if asked is not None else ""
+        raise invalid(
+            f"This model's maximum context length is {context_tokens} tokens. However, your messages resulted in "
+            f"{prompt_tokens} tokens{wanted}. Please shorten the messages or the completion.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    assert asked is not None
+    return asked

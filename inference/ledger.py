@@ -1,0 +1,159 @@
+"""The ledger: one row per accepted request, on disk before its client hears of it.
+
+This is the loop's side. `open` and `settle` are synchronous and only queue; `opened` and
+`committed` wait for the disk. The order that callers owe (promises 1 and 2): await `opened` before
+the first byte, `settle` once the outcome is known, await `committed` before the last byte. Whoever
+settles first decides; the row belongs to the writer, so a waiter that leaves cannot undo it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from cluster.domain import Outcome
+from gpucloud.lib.groupcommit import GroupCommit, TicketState, UnableToCommit
+from inference import ledger_sql, selectors
+from inference.ledger_store import LedgerStore, Row
+from inference.records import Opened, Settlement
+
+__all__ = ["Entry", "Ledger", "UnableToCommit"]
+
+DAY_S = 86_400
+
+
+class Entry:
+    """One accepted request in the ledger's hands."""
+
+    __slots__ = ("_closing", "_opening", "opened")
+
+    def __init__(self, opened: Opened, opening: Row) -> None:
+        self.opened = opened
+        self._opening = opening
+        self._closing: Row | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.opened.id
+
+    @property
+    def settled(self) -> bool:
+        """Whether the outcome is decided; it may not be on disk yet."""
+        return self._closing is not None
+
+
+class Ledger:
+    """Keeps the requests of one node on record. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        alias: str = DEFAULT_DB_ALIAS,
+        commit_timeout_s: float = 5.0,
+        on_settled: Callable[[Opened, Settlement], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.admitted = 0
+        """Requests opened since the start."""
+        self.settled = 0
+        """Of these, how many have an outcome."""
+        self._node = node
+        self._alias = alias
+        self._clock = clock
+        self._on_settled = on_settled
+        self._writer = GroupCommit(
+            LedgerStore(
+                node=node,
+                database=ledger_sql.open_database(alias, timeout_s=commit_timeout_s),
+                keep_s=settings.LEDGER_DAYS * DAY_S,
+                clock=clock,
+            ),
+            name="ledger",
+            timeout_s=commit_timeout_s,
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """False from a failed or overdue commit until one succeeds. Accept no requests meanwhile."""
+        return self._writer.healthy
+
+    @property
+    def live(self) -> int:
+        """Requests without an outcome."""
+        return self.admitted - self.settled
+
+    async def start(self) -> None:
+        """Start writing; first close as lost what a dead predecessor of this node left open."""
+        await self._writer.start()
+        # Read before the first `open`, so that nothing of our own can be among them.
+        left = await asyncio.to_thread(self._read_left_open)
+        now = self._clock()
+        closings = []
+        for opened in left:
+            opening = Row(opened)
+            opening.state = TicketState.COMMITTED
+            total_ms = max(0.0, now - opened.created_at_s) * 1000
+            closings.append(self._close(opening, Settlement(outcome=Outcome.LOST, total_ms=total_ms)))
+        for closing in closings:
+            await self._writer.wait(closing)
+
+    async def stop(self) -> None:
+        """Write all that is queued and end the thread."""
+        await self._writer.stop()
+
+    def open(self, opened: Opened) -> Entry:
+        """Queue the row of a request that is being accepted."""
+        opening = Row(opened)
+        self.admitted += 1
+        self._writer.put(opening)
+        return Entry(opened, opening)
+
+    async def opened(self, entry: Entry) -> None:
+        """Return once the request is on record, or raise `UnableToCommit` within the time-out."""
+        await self._writer.wait(entry._opening)
+
+    def settle(self, entry: Entry, settlement: Settlement) -> bool:
+        """Decide a request's outcome; return False, and change nothing, if it is decided already."""
+        if entry._closing is not None:
+            return False
+        entry._closing = self._close(entry._opening, settlement)
+        self.settled += 1
+        if self._on_settled is not None:
+            self._on_settled(entry.opened, settlement)
+        return True
+
+    async def committed(self, entry: Entry) -> None:
+        """Return once the outcome is on record, or raise `UnableToCommit` within the time-out.
+
+        A caller that gets the error owes its client one too: should the row still reach the disk,
+        it says `failed`.
+        """
+        if entry._closing is None:
+            raise RuntimeError(f"{entry.id} has no outcome yet: settle it, then wait for the commit.")
+        try:
+            await self._writer.wait(entry._closing)
+        except UnableToCommit:
+            entry._closing.abandoned = True
+            raise
+
+    def _close(self, opening: Row, settlement: Settlement) -> Row:
+        # Not in the thread yet: the row waits where it is and becomes one INSERT in its final state.
+        waits = opening.state is TicketState.QUEUED
+        closing = opening if waits else Row(opening.opened, opening)
+        closing.settlement = settlement
+        closing.ended_at_s = self._clock()
+        if not waits:
+            self._writer.put(closing)
+        return closing
+
+    def _read_left_open(self) -> list[Opened]:
+        try:
+            return selectors.list_open(node=self._node, using=self._alias)
+        finally:
+            connections[self._alias].close()

@@ -1,0 +1,277 @@
+"""The ledger's thread: turns batches of rows into transactions, and keeps the tables in shape.
+
+Runs only in the thread of a `GroupCommit`; what the loop sees of it is `ledger`. Two rules:
+
+- One batch is one transaction over rows, sums and counters, so each request is counted once.
+- The batch is written on the assumption that every row is new or still open, and the number of
+  changed rows proves it. Where it is not so, each row is looked at by itself (`_write_one`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from cluster.domain import Outcome
+from gpucloud.lib.groupcommit import Ticket, TicketState, UnableToCommit
+from inference import ledger_sql as sql
+from inference.histograms import Bars
+from inference.models import OPEN
+from inference.records import Opened, Settlement
+
+SumKey = tuple[int, int, int, str, str]
+"""Hour since the epoch, user, key or 0, model, node."""
+
+HOUR_S = 3600
+RETENTION_EVERY_S = 3600.0
+RETENTION_CHUNK = 500
+KEEP_ROWS = 10_000
+
+NOT_ENDED = (OPEN, None, None, 0, 0, 0, 0, "", "", 0.0, None, 0.0, None)
+_PLACE = {outcome: index for index, outcome in enumerate(Outcome, start=1)}
+"""Where an outcome's count stands in `USAGE_COLUMNS`."""
+
+
+class Row(Ticket):
+    """A request's row on its way to the disk: as opened, or (with a settlement) in its final state."""
+
+    __slots__ = ("abandoned", "ended_at_s", "opened", "opening", "settlement")
+
+    def __init__(self, opened: Opened, opening: Row | None = None) -> None:
+        super().__init__()
+        self.opened = opened
+        self.opening = opening
+        """The open row, if it went to the thread on its own."""
+        self.settlement: Settlement | None = None
+        self.ended_at_s = 0.0
+        self.abandoned = False
+        """The client was told that the commit failed; the row must not say otherwise later."""
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the open row is on disk; settled by the time this row is in the thread."""
+        return self.opening is not None and self.opening.state is TicketState.COMMITTED
+
+    def verdict(self) -> Settlement | None:
+        """Return the settlement to write. Read it once a try: `abandoned` may change at any time."""
+        settlement = self.settlement
+        if settlement is None or not self.abandoned:
+            return settlement
+        # A stream had its tokens before the commit was due; a JSON body had not.
+        delivered_tokens = settlement.delivered_tokens if self.opened.stream else 0
+        return msgspec.structs.replace(
+            settlement,
+            outcome=Outcome.FAILED,
+            finish_reason=None,
+            error_code="ledger_unavailable",
+            delivered_tokens=delivered_tokens,
+        )
+
+
+class RowsDiffer(Exception):
+    """Some rows of a batch were not as assumed."""
+
+
+class _Tally:
+    """What a batch adds up to: a few statements, whatever the number of its requests."""
+
+    __slots__ = ("admitted", "bars", "settled", "usage")
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        self.settled = 0
+        self.usage: dict[SumKey, list[int]] = {}
+        self.bars: dict[SumKey, Bars] = {}
+
+    def settle(self, opened: Opened, end: Settlement) -> None:
+        self.settled += 1
+        hour = int(opened.created_at_s) // HOUR_S
+        key = (hour, opened.user_id, opened.key_id or 0, opened.model, opened.node)
+        usage = self.usage.get(key)
+        if usage is None:
+            usage = self.usage[key] = [0] * len(sql.USAGE_COLUMNS)
+        usage[0] += 1
+        usage[_PLACE[end.outcome]] += 1
+        if end.outcome is not Outcome.LOST:
+            usage[6] += opened.prompt_tokens
+            usage[7] += end.delivered_tokens
+        usage[8] += end.generated_tokens
+        if end.outcome is Outcome.COMPLETED:
+            bars = self.bars.get(key)
+            if bars is None:
+                bars = self.bars[key] = Bars()
+            bars.count(end.queue_ms, end.ttft_ms, end.total_ms)
+
+
+class LedgerStore:
+    """Writes one node's rows; the `Writer` of its group commit."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        database: sql.Database,
+        keep_s: float,
+        keep_rows: int = KEEP_ROWS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._node = node
+        self._database = database
+        self._keep_s = keep_s
+        self._keep_rows = keep_rows
+        self._clock = clock
+        self._retained_from_s = 0
+        self._retention_due_s = 0.0
+        self._pruning = False
+        self._checkpointed = True
+
+    def write(self, batch: Sequence[Row]) -> None:
+        """Commit all rows of the batch with their sums, or none."""
+        with self._database.transaction():
+            tally = _Tally()
+            if not self._write_fast(batch, tally):
+                if len(batch) > 1:
+                    raise RowsDiffer
+                tally = _Tally()
+                self._write_one(batch[0], tally)
+            self._write_tally(tally)
+        self._checkpointed = False
+
+    def tidy(self) -> float:
+        """Checkpoint, and delete what is past keeping, a little at a time."""
+        if not self._checkpointed:
+            self._database.checkpoint()
+            self._checkpointed = True
+        now = self._clock()
+        if not self._pruning and now >= self._retention_due_s:
+            self._retention_due_s = now + RETENTION_EVERY_S
+            self._pruning = self._move_retention(now)
+        if self._pruning:
+            self._pruning = self._delete_chunk()
+            self._checkpointed = False
+            return 0.0
+        return max(0.0, self._retention_due_s - now)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._database.close()
+
+    def _write_fast(self, batch: Sequence[Row], tally: _Tally) -> bool:
+        """Write the batch; return whether all rows were as assumed."""
+        inserts: list[sql.Params] = []
+        updates: list[sql.Params] = []
+        for row in batch:
+            opened = row.opened
+            end = row.verdict()
+            if end is None:
+                inserts.append(self._start_of(opened) + NOT_ENDED)
+                tally.admitted += 1
+                continue
+            if row.is_stored:
+                updates.append((*self._end_of(row, end), opened.id))
+            else:
+                inserts.append(self._start_of(opened) + self._end_of(row, end))
+                tally.admitted += 1
+            tally.settle(opened, end)
+        changed = 0
+        if inserts:
+            changed += self._database.many(sql.INSERT_REQUEST, inserts)
+        if updates:
+            changed += self._database.many(sql.END_REQUEST, updates)
+        return changed == len(batch)
+
+    def _write_one(self, row: Row, tally: _Tally) -> None:
+        """Bring one row to where it belongs, whatever is there."""
+        opened = row.opened
+        end = row.verdict()
+        state = self._database.one(sql.STATE_OF, (opened.id,))
+        if state is None:
+            self._database.many(
+                sql.INSERT_REQUEST,
+                [self._start_of(opened) + (NOT_ENDED if end is None else self._end_of(row, end))],
+            )
+            tally.admitted += 1
+        elif end is None or state == end.outcome:
+            return
+        elif state == OPEN:
+            self._database.many(sql.END_REQUEST, [(*self._end_of(row, end), opened.id)])
+        else:
+            raise UnableToCommit(f"{opened.id} is on record as {state} and cannot become {end.outcome}.")
+        if end is not None:
+            tally.settle(opened, end)
+
+    def _write_tally(self, tally: _Tally) -> None:
+        many, stamp = self._database.many, self._database.stamp
+        if tally.usage:
+            many(
+                sql.ADD_USAGE,
+                [(stamp(key[0] * HOUR_S), *key[1:], *counts) for key, counts in sorted(tally.usage.items())],
+            )
+        for key, bars in sorted(tally.bars.items()):
+            params = (stamp(key[0] * HOUR_S), *key[1:])
+            # Read, add, write back: safe, because a node's sums have no writer but the node's own.
+            before = self._database.one(sql.BARS_OF, params)
+            if before is not None:
+                bars.add(Bars.decode(before))
+            many(sql.SET_BARS, [(*params, bars.encode())])
+        if tally.admitted or tally.settled:
+            many(sql.ADD_COUNTER, [(self._node, tally.admitted, tally.settled)])
+
+    def _start_of(self, opened: Opened) -> tuple[object, ...]:
+        return (
+            opened.id,
+            opened.key_id,
+            opened.user_id,
+            opened.model,
+            opened.source,
+            opened.stream,
+            opened.tier,
+            opened.node,
+            opened.prompt_tokens,
+            self._database.stamp(opened.created_at_s),
+        )
+
+    def _end_of(self, row: Row, end: Settlement) -> tuple[object, ...]:
+        return (
+            end.outcome.value,
+            end.finish_reason,
+            end.error_code,
+            end.generated_tokens,
+            end.delivered_tokens,
+            end.billed_tokens,
+            end.attempts,
+            end.worker_id,
+            end.worker_name,
+            end.queue_ms,
+            end.ttft_ms,
+            end.total_ms,
+            self._database.stamp(row.ended_at_s),
+        )
+
+    def _move_retention(self, now: float) -> bool:
+        """Decide from which hour on rows are kept, put it on record, and return whether it moved.
+
+        It is recorded before anything is deleted: `balance` compares rows with sums only from
+        there on, so it is right also when a deletion was cut short.
+        """
+        with self._database.transaction():
+            newest: datetime | None = self._database.one(sql.NEWEST_BUT, (self._keep_rows - 1,))
+            if newest is None:
+                return False
+            # SQLite's driver gives a time without a zone, Postgres one in UTC; both mean UTC.
+            oldest_kept_s = newest.replace(tzinfo=UTC).timestamp()
+            hour_s = int(min(now - self._keep_s, oldest_kept_s)) // HOUR_S * HOUR_S
+            if hour_s <= self._retained_from_s:
+                return False
+            self._database.many(sql.RETAIN_FROM, [(self._node, 0, 0, self._database.stamp(hour_s))])
+            self._retained_from_s = hour_s
+            return True
+
+    def _delete_chunk(self) -> bool:
+        """Delete some of the oldest rows past keeping; return whether there may be more."""
+        stamp = self._database.stamp(self._retained_from_s)
+        with self._database.transaction():
+            return self._database.many(sql.DELETE_OLDEST, [(stamp, RETENTION_CHUNK)]) == RETENTION_CHUNK

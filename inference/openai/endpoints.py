@@ -1,0 +1,175 @@
+"""The endpoints of `/v1`: translate in, one call of the use-case, translate out.
+
+No async generators here, and no task per request: a loop that waits for tokens and sends them. The
+client's departure arrives through a watcher that ends the stream, so the loop only has to look at
+how its stream ended.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from accounts.keyring import Identity
+from gpucloud.lib.groupcommit import UnableToCommit
+from gpucloud.lib.watch import DisconnectWatcher
+from inference.catalog import MODELS, list_models
+from inference.completions import Completion, Completions
+from inference.openai.chunks import (
+    DONE,
+    AnswerMessage,
+    ChatCompletion,
+    Choice,
+    ChunkEncoder,
+    ModelList,
+    encode,
+    error_event,
+    make_usage,
+)
+from inference.openai.errors import ApiError, from_failure, model_not_found, unavailable
+from inference.openai.http import Exchange
+from inference.openai.schemas import ChatRequest, parse_chat
+
+
+class Endpoints:
+    """What can be called on `/v1`, for callers who are known."""
+
+    def __init__(self, completions: Completions, *, max_body_bytes: int, body_timeout_s: float) -> None:
+        self._completions = completions
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._models = ModelList([msgspec.Raw(encode(model)) for model in list_models()])
+
+    async def list_models(self, exchange: Exchange, identity: Identity) -> Completion | None:
+        """`GET /v1/models`."""
+        await exchange.send_json(self._models)
+        return None
+
+    async def get_model(self, exchange: Exchange, identity: Identity) -> Completion | None:
+        """`GET /v1/models/{id}`."""
+        model = exchange.path.removeprefix("/v1/models/")
+        if model not in MODELS:
+            raise model_not_found(model)
+        await exchange.send_json(MODELS[model])
+        return None
+
+    async def create_chat_completion(self, exchange: Exchange, identity: Identity) -> Completion | None:
+        """`POST /v1/chat/completions`, whole or streamed."""
+        _check_media(exchange)
+        body = await exchange.read_body(max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
+        chat = parse_chat(body)
+        completion = await self._completions.start(chat, identity, request_id=exchange.request_id)
+        watcher = DisconnectWatcher(exchange.receive, completion.leave)
+        try:
+            if chat.stream:
+                await _stream(exchange, completion, chat)
+            else:
+                await _answer(exchange, completion)
+        except UnableToCommit:
+            await _refuse(exchange, completion, unavailable(_NOT_RECORDED, "service_unavailable"))
+        finally:
+            watcher.close()
+            completion.close()
+        return completion
+
+
+async def _answer(exchange: Exchange, completion: Completion) -> None:
+    """Send the whole answer once it is there and on record."""
+    stream, task = completion.stream, completion.task
+    await stream.wait()
+    if stream.abandoned:
+        return
+    if stream.failure is not None:
+        error = from_failure(stream.failure)
+        completion.fail(error, stream.failure.outcome)
+        await exchange.send_error(error)
+        return
+    texts = stream.take()
+    completion.delivered_tokens = len(texts)
+    await completion.complete()
+    if stream.abandoned:
+        return
+    await exchange.send_json(
+        ChatCompletion(
+            id=_public_id(completion),
+            object="chat.completion",
+            created=completion.created,
+            model=task.model,
+            choices=(Choice(0, AnswerMessage("assistant", "".join(texts)), str(stream.finish_reason)),),
+            usage=make_usage(task.prompt_tokens, len(texts)),
+            service_tier=task.tier.word,
+        )
+    )
+
+
+async def _stream(exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
+    """Send tokens as they come, then the commit, then the farewell in one piece."""
+    stream, task = completion.stream, completion.task
+    encoder = ChunkEncoder(
+        id=_public_id(completion),
+        created=completion.created,
+        model=task.model,
+        service_tier=task.tier.word,
+        include_usage=chat.include_usage,
+    )
+    await stream.wait()
+    if stream.failure is None and not stream.abandoned:
+        # From the first token on; before it, a failure is still a status that clients can retry.
+        await completion.opened()
+        await exchange.start_stream()
+        await _pump(exchange, completion, encoder)
+    if stream.abandoned:
+        return
+    if stream.failure is not None:
+        error = from_failure(stream.failure)
+        completion.fail(error, stream.failure.outcome)
+        await _send_failure(exchange, error)
+        return
+    await completion.complete()
+    ending = encoder.finish(str(stream.finish_reason))
+    if chat.include_usage:
+        ending += encoder.usage(make_usage(task.prompt_tokens, completion.delivered_tokens))
+    await exchange.end_stream(ending + DONE)
+
+
+async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncoder) -> None:
+    """Send tokens until the stream ends. What has arrived together leaves together."""
+    stream = completion.stream
+    prelude = encoder.role()
+    while not stream.abandoned:
+        texts = stream.take()
+        if texts or prelude:
+            await exchange.send_part(prelude + encoder.tokens(texts))
+            completion.delivered_tokens += len(texts)
+            prelude = b""
+        elif stream.ended:
+            return
+        else:
+            await stream.wait()
+
+
+async def _refuse(exchange: Exchange, completion: Completion, error: ApiError) -> None:
+    completion.fail(error)
+    await _send_failure(exchange, error)
+
+
+async def _send_failure(exchange: Exchange, error: ApiError) -> None:
+    """Tell the client what went wrong, in the form that is still possible."""
+    if exchange.started:
+        await exchange.end_stream(error_event(error.envelope))
+    else:
+        await exchange.send_error(error)
+
+
+def _check_media(exchange: Exchange) -> None:
+    if exchange.content_encoding not in (b"", b"identity"):
+        raise ApiError(415, "Send the body as it is: Content-Encoding is not supported.")
+    media, _, _ = exchange.content_type.partition(b";")
+    if media.strip().lower() != b"application/json":
+        raise ApiError(415, "Send the body as JSON with 'Content-Type: application/json'.")
+
+
+def _public_id(completion: Completion) -> str:
+    return "chatcmpl-" + completion.task.id.removeprefix("req_")
+
+
+_NOT_RECORDED = "The request could not be recorded, so it was not completed. Try again in a moment."

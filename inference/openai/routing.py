@@ -1,0 +1,102 @@
+"""`/v1` as one ASGI application: find the endpoint, know the caller, answer, write the log line.
+
+A dict instead of a router: there are few paths and each request passes here. Whatever happens
+inside, the answer is OpenAI's envelope with an `x-request-id`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from accounts.keyring import Identity, Keyring
+from gpucloud.lib.ids import make_id
+from inference.completions import Completion
+from inference.openai.auth import identify
+from inference.openai.endpoints import Endpoints
+from inference.openai.errors import ApiError
+from inference.openai.http import ClientGone, Exchange, Receive, Scope, Send
+from inference.requestlog import RequestLine, RequestLog
+
+log = logging.getLogger(__name__)
+
+Endpoint = Callable[[Exchange, Identity], Awaitable[Completion | None]]
+
+
+class DataPlane:
+    """The ASGI application under `/v1`."""
+
+    def __init__(self, endpoints: Endpoints, keyring: Keyring, request_log: RequestLog) -> None:
+        self._keyring = keyring
+        self._request_log = request_log
+        self._routes: dict[str, dict[str, Endpoint]] = {
+            "/v1/models": {"GET": endpoints.list_models},
+            "/v1/chat/completions": {"POST": endpoints.create_chat_completion},
+        }
+        self._model_route: dict[str, Endpoint] = {"GET": endpoints.get_model}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, make_id("req_"))
+        identity: Identity | None = None
+        completion: Completion | None = None
+        code: str | None = None
+        try:
+            exchange.read_headers()
+            endpoint = self._find(exchange)
+            identity = await identify(exchange, self._keyring)
+            completion = await endpoint(exchange, identity)
+        except ApiError as error:
+            code = error.code
+            await exchange.send_error(error)
+        except ClientGone:
+            code = "client_closed"
+        except Exception:
+            code = "internal_error"
+            log.exception("request %s failed", exchange.request_id)
+            if exchange.started:
+                raise  # the server cuts the connection: a half answer must not look whole
+            await exchange.send_error(
+                ApiError(500, "The server had an error while processing your request.", type="server_error")
+            )
+        finally:
+            self._request_log.write(_describe(exchange, identity, completion, code))
+
+    def _find(self, exchange: Exchange) -> Endpoint:
+        methods = self._routes.get(exchange.path)
+        if methods is None:
+            if not exchange.path.startswith("/v1/models/") or exchange.path == "/v1/models/":
+                raise ApiError(404, f"Invalid URL ({exchange.method} {exchange.path[:128]})")
+            methods = self._model_route
+        endpoint = methods.get(exchange.method)
+        if endpoint is None:
+            raise ApiError(
+                405,
+                f"Not allowed to {exchange.method} on {exchange.path[:128]} (HINT: Perhaps you meant to use a "
+                "different HTTP method?)",
+                code="method_not_supported",
+                headers=((b"allow", ", ".join(methods).encode()),),
+            )
+        return endpoint
+
+
+def _describe(
+    exchange: Exchange, identity: Identity | None, completion: Completion | None, code: str | None
+) -> RequestLine:
+    settlement = completion.settlement if completion else None
+    return RequestLine(
+        id=exchange.request_id,
+        method=exchange.method,
+        path=exchange.path[:128],
+        status=exchange.status,
+        ms=round(exchange.elapsed_ms, 1),
+        key=identity.prefix if identity else None,
+        code=settlement.error_code if settlement else code,
+        model=completion.task.model if completion else None,
+        outcome=settlement.outcome.value if settlement else None,
+        worker=settlement.worker_name if settlement else None,
+        attempts=settlement.attempts if settlement else None,
+        prompt_tokens=completion.task.prompt_tokens if completion else None,
+        completion_tokens=settlement.delivered_tokens if settlement else None,
+        queue_ms=round(settlement.queue_ms, 1) if settlement else None,
+        ttft_ms=round(settlement.ttft_ms, 1) if settlement and settlement.ttft_ms is not None else None,
+    )
