@@ -82,35 +82,36 @@ def build_router(node: Node) -> Application:
     board = node.runtime.board
     probes = Probes(node)
 
-    async def people(scope: Scope, receive: Receive, send: Send) -> None:
+    async def people(scope: Any, receive: Any, send: Any) -> None:
         scope["gpucloud.board"] = board
         await django_application(scope, receive, send)
 
-    router: Any = ProtocolTypeRouter(
+    # Channels routes ASGI applications by Django's `re_path`, whose types know views only.
+    route: Any = re_path
+    router: Application = ProtocolTypeRouter(
         {
             "http": URLRouter(
                 [
-                    re_path(r"^v1(?:/|$)", node.data_plane),
-                    re_path(r"^(?:healthz|readyz)$", probes),
-                    re_path(r"", people),
+                    route(r"^v1(?:/|$)", node.data_plane),
+                    route(r"^(?:healthz|readyz)$", probes),
+                    route(r"", people),
                 ]
             ),
             "websocket": URLRouter(
                 [
-                    re_path(
+                    route(
                         r"^ws/worker/$",
                         worker_socket(
                             node.runtime.gateway, node.registrar, hello_timeout_s=node.runtime.settings.hello_timeout_s
                         ),
                     ),
-                    re_path(r"^ws/panels/$", AllowedHostsOriginValidator(AuthMiddlewareStack(panel_socket(board)))),
-                    re_path(r"", refuse_socket),
+                    route(r"^ws/panels/$", AllowedHostsOriginValidator(AuthMiddlewareStack(panel_socket(board)))),
+                    route(r"", refuse_socket),
                 ]
             ),
         }
     )
-    application: Application = router
-    return application
+    return router
 
 
 async def refuse_socket(scope: Scope, receive: Receive, send: Send) -> None:

@@ -40,7 +40,7 @@ class InstanceLock:
 def lock_for_database() -> InstanceLock | None:
     """Return the lock that belongs to the configured database; None where none is needed."""
     database = settings.DATABASES["default"]
-    if not database["ENGINE"].endswith("sqlite3"):
+    if not str(database["ENGINE"]).endswith("sqlite3"):
         return None
     path = Path(f"{database['NAME']}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,6 @@ class Probes:
             ills.append("database: cannot write")
         await _answer(send, 503 if ills else 200, {"status": "not ready" if ills else "ready", "ills": ills})
 
-
     async def _can_write(self) -> bool:
         try:
             async with asyncio.timeout(WRITE_TIMEOUT_S):

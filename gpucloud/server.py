@@ -66,7 +66,12 @@ def open_socket(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for name, value in (("TCP_USER_TIMEOUT", DEAD_PEER_MS), ("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        for name, value in (
+            ("TCP_USER_TIMEOUT", DEAD_PEER_MS),
+            ("TCP_KEEPIDLE", 5),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+        ):
             if option := getattr(socket, name, None):
                 listener.setsockopt(socket.IPPROTO_TCP, option, value)
         listener.bind((host, port))

@@ -37,9 +37,10 @@ USAGE_COLUMNS = (
 )  # fmt: skip
 
 
-def _insert(table: str, columns: Sequence[str], on_conflict: str) -> str:
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT {on_conflict}"
+def _insert(table: str, columns: Sequence[str], on_conflict: str, constants: Sequence[str] = ()) -> str:
+    """Return an INSERT with a parameter for each column, but for the last ones if they are constant."""
+    values = ", ".join(["?"] * (len(columns) - len(constants)) + list(constants))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}) ON CONFLICT {on_conflict}"
 
 
 def _add(table: str, keys: Sequence[str], counts: Sequence[str]) -> str:
@@ -50,6 +51,13 @@ def _add(table: str, keys: Sequence[str], counts: Sequence[str]) -> str:
 
 # A row that is there already is left alone and shows in the count of changed rows, so that a
 # batch whose commit had an unknown result may simply be written again.
+# Constants in the statement of an open row save a quarter of its cost against parameters.
+OPEN_REQUEST = _insert(
+    "inference_request",
+    START_COLUMNS + END_COLUMNS,
+    "(id) DO NOTHING",
+    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL"),
+)
 INSERT_REQUEST = _insert("inference_request", START_COLUMNS + END_COLUMNS, "(id) DO NOTHING")
 END_REQUEST = (
     f"UPDATE inference_request SET {', '.join(f'{name} = ?' for name in END_COLUMNS)} WHERE id = ? AND state = '{OPEN}'"

@@ -30,7 +30,6 @@ RETENTION_EVERY_S = 3600.0
 RETENTION_CHUNK = 500
 KEEP_ROWS = 10_000
 
-NOT_ENDED = (OPEN, None, None, 0, 0, 0, 0, "", "", 0.0, None, 0.0, None)
 _PLACE = {outcome: index for index, outcome in enumerate(Outcome, start=1)}
 """Where an outcome's count stands in `USAGE_COLUMNS`."""
 
@@ -161,22 +160,24 @@ class LedgerStore:
 
     def _write_fast(self, batch: Sequence[Row], tally: _Tally) -> bool:
         """Write the batch; return whether all rows were as assumed."""
+        opens: list[sql.Params] = []
         inserts: list[sql.Params] = []
         updates: list[sql.Params] = []
         for row in batch:
             opened = row.opened
             end = row.verdict()
             if end is None:
-                inserts.append(self._start_of(opened) + NOT_ENDED)
-                tally.admitted += 1
+                opens.append(self._start_of(opened))
                 continue
             if row.is_stored:
                 updates.append((*self._end_of(row, end), opened.id))
             else:
                 inserts.append(self._start_of(opened) + self._end_of(row, end))
-                tally.admitted += 1
             tally.settle(opened, end)
+        tally.admitted = len(opens) + len(inserts)
         changed = 0
+        if opens:
+            changed += self._database.many(sql.OPEN_REQUEST, opens)
         if inserts:
             changed += self._database.many(sql.INSERT_REQUEST, inserts)
         if updates:
@@ -189,10 +190,10 @@ class LedgerStore:
         end = row.verdict()
         state = self._database.one(sql.STATE_OF, (opened.id,))
         if state is None:
-            self._database.many(
-                sql.INSERT_REQUEST,
-                [self._start_of(opened) + (NOT_ENDED if end is None else self._end_of(row, end))],
-            )
+            if end is None:
+                self._database.many(sql.OPEN_REQUEST, [self._start_of(opened)])
+            else:
+                self._database.many(sql.INSERT_REQUEST, [self._start_of(opened) + self._end_of(row, end)])
             tally.admitted += 1
         elif end is None or state == end.outcome:
             return

@@ -34,7 +34,6 @@ from cluster.protocol.messages import (
 )
 from cluster.scheduler import commands, events
 
-
 log = logging.getLogger(__name__)
 
 MAX_STRAYS_PER_MINUTE = 100

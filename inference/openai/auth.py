@@ -19,7 +19,9 @@ async def identify(exchange: Exchange, keyring: Keyring) -> Identity:
         try:
             found = await keyring.resolve(secret)
         except UnableToReadKeys:
-            raise unavailable("Keys cannot be checked just now. Try again in a moment.", "service_unavailable") from None
+            raise unavailable(
+                "Keys cannot be checked just now. Try again in a moment.", "service_unavailable"
+            ) from None
     if found is None or isinstance(found, Refused):
         raise ApiError(
             401,

@@ -6,7 +6,7 @@ bytes around that string are made once per request and each token is one concate
 
 from __future__ import annotations
 
-from json.encoder import encode_basestring_ascii  # type: ignore[attr-defined]
+from json.encoder import encode_basestring_ascii
 from typing import Literal
 
 import msgspec

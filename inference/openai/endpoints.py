@@ -86,8 +86,6 @@ async def _answer(exchange: Exchange, completion: Completion) -> None:
     texts = stream.take()
     completion.delivered_tokens = len(texts)
     await completion.complete()
-    if stream.abandoned:
-        return
     await exchange.send_json(
         ChatCompletion(
             id=_public_id(completion),

@@ -135,9 +135,7 @@ class Exchange:
             raise _too_large(max_bytes)
         return b"".join(parts)
 
-    async def send_json(
-        self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()
-    ) -> None:
+    async def send_json(self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with one JSON body."""
         body = encode(value)
         await self._start(status, b"application/json", ((b"content-length", b"%d" % len(body)), *headers))

@@ -75,7 +75,7 @@ def test_every_module_says_what_it_is():
         for path in tracked(".py")
         if path.name not in ("__init__.py", "apps.py")
         and "migrations" not in path.parts
-        and not path.read_text().lstrip("#!/usr/bin/env python\n").startswith(('"""', 'r"""'))
+        and not path.read_text().removeprefix("#!/usr/bin/env python\n").startswith(('"""', 'r"""'))
     ]
 
     assert silent == []

