@@ -103,11 +103,11 @@ class Keyring:
 
     def peek(self, secret: bytes, now: float) -> Identity | Refused | None:
         """Return what is known of `secret` at wall-clock time `now`; None: ask `resolve`."""
-        if not is_well_formed(secret):
-            return Refused.MALFORMED
-        prefix = secret[:PREFIX_CHARS].decode()
+        prefix = secret[:PREFIX_CHARS].decode("latin-1")
         entry = self._entries.get(prefix)
         if entry is None:
+            if not is_well_formed(secret):
+                return Refused.MALFORMED
             fresh = abs(now - self._unknown.get(prefix, _NEVER)) < UNKNOWN_S
         else:
             fresh = abs(now - max(entry.read_at_s, self._confirmed_at_s)) < KEPT_S

@@ -21,8 +21,9 @@ from channels.consumer import AsyncConsumer
 
 from cluster.engine.gateway import Gateway
 from cluster.engine.links import WorkerLink
+from cluster.engine.registrar import UnableToAuthenticate
 from cluster.protocol.messages import CloseCode
-from cluster.protocol.session import GatewaySession, ProtocolViolation
+from cluster.protocol.session import GatewaySession, ProtocolViolation, UnableToSend
 from cluster.services import WorkerCredential
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,16 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        if self._gateway.draining:
-            await send({"type": "websocket.close", "code": CloseCode.GOING_AWAY})
+        try:
+            credential = await self._admit(scope)
+        except UnableToAuthenticate:
+            await _turn_away(send, CloseCode.TRY_AGAIN)
             return
-        credential = await self._admit(scope)
         if credential is None:
             await send({"type": "websocket.close", "code": CloseCode.NO_TOKEN})
+            return
+        if self._gateway.draining:
+            await _turn_away(send, CloseCode.GOING_AWAY)
             return
         await send({"type": "websocket.accept"})
         session = GatewaySession(
@@ -95,15 +100,23 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
                 self._gateway.hang_up(link, violation.close_code, violation.reason)
             except Exception:
                 log.exception("a frame of %s could not be handled", link.id)
-                self._gateway.hang_up(link, CloseCode.BAD_FRAME, "the frame could not be handled")
+                self._gateway.hang_up(link, CloseCode.INTERNAL_ERROR, "the frame could not be handled")
 
     async def _write(self, link: WorkerLink, send: Send) -> None:
         """Write what is queued, a batch per loop tick, then the close if there is one."""
         try:
             while link.closing is None:
                 await link.wait_for_work()
-                for frame in link.take_frames():
+                try:
+                    frames = link.take_frames()
+                except UnableToSend:
+                    # Going on without it would leave a link that hears and does not speak.
+                    log.exception("a message for %s could not be sent", link.id)
+                    self._gateway.hang_up(link, CloseCode.INTERNAL_ERROR, "a message could not be sent")
+                    break
+                for frame in frames:
                     await send({"type": "websocket.send", "bytes": frame})
+            assert link.closing is not None
             code, reason = link.closing
             await send({"type": "websocket.close", "code": int(code), "reason": reason[:120]})
         except OSError:
@@ -112,3 +125,9 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
     def _expect_hello(self, link: WorkerLink) -> None:
         if link.worker is None:
             self._gateway.hang_up(link, CloseCode.SILENT, f"no hello within {self._hello_timeout_s:g} s")
+
+
+async def _turn_away(send: Send, code: CloseCode) -> None:
+    """Close a socket that may come again: a refused handshake would mean that it may not."""
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": int(code)})

@@ -25,7 +25,12 @@ class Tier(IntEnum):
     @property
     def word(self) -> str:
         """The tier's name as it stands in rows, on the wire and in the UI."""
-        return self.name.lower()
+        return _TIER_WORDS[self]
+
+
+_TIER_WORDS = {tier: tier.name.lower() for tier in Tier}
+TIERS = {word: tier for tier, word in _TIER_WORDS.items()}
+"""Tiers by their word."""
 
 
 class FinishReason(StrEnum):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
-from typing import TypeVar
 
 from django.conf import settings
 
@@ -27,7 +25,8 @@ from inference.requestlog import RequestLog
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+FAREWELL_S = 1.0
+"""How long requests that were cut off have to tell their clients so."""
 
 
 class Node:
@@ -80,14 +79,9 @@ class Node:
         self.completions.draining = True
         gateway = self.runtime.gateway
         log.info("draining: %d requests are running", len(gateway.streams))
-        deadline = time.monotonic() + deadline_s
-        while gateway.streams and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        if gateway.streams:
+        if not await gateway.wait_idle(deadline_s):
             gateway.fail_all("server_draining", "The server restarted before this answer was complete.")
-            until = time.monotonic() + 1.0
-            while gateway.streams and time.monotonic() < until:
-                await asyncio.sleep(0.02)
+            await gateway.wait_idle(FAREWELL_S)
         gateway.drain(deadline_s)
         await asyncio.sleep(0.1)  # lets the links' writers send what they were just given
 

@@ -133,6 +133,8 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    # At INFO it logs every socket with its query string, and people put secrets there.
+    "loggers": {"uvicorn": {"level": "WARNING"}},
     "root": {"handlers": ["stderr"], "level": env_str("GPUCLOUD_LOG_LEVEL", "INFO")},
 }
 

@@ -14,7 +14,7 @@ import secrets
 import time
 
 from accounts.keyring import Identity
-from cluster.domain import Generation, Message, Outcome, Task, Tier
+from cluster.domain import TIERS, Generation, Message, Outcome, Task
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import TokenStream
 from inference import tokens
@@ -113,7 +113,7 @@ class Completions:
             model=chat.model,
             tenant=identity.tenant,
             tenant_label=identity.tenant_label,
-            tier=Tier[identity.tier.upper()],
+            tier=TIERS[identity.tier],
             node=self._gateway.node,
             prompt_tokens=prompt_tokens,
             generation=Generation(

@@ -111,7 +111,8 @@ class Ledger:
         """Queue the row of a request that is being accepted."""
         opening = Row(opened)
         self.admitted += 1
-        self._writer.put(opening)
+        # It lingers until it is waited for: a request that is settled by then is one INSERT.
+        self._writer.put(opening, linger=True)
         return Entry(opened, opening)
 
     async def opened(self, entry: Entry) -> None:
@@ -148,7 +149,9 @@ class Ledger:
         closing = opening if waits else Row(opening.opened, opening)
         closing.settlement = settlement
         closing.ended_at_s = self._clock()
-        if not waits:
+        if waits:
+            self._writer.urge(closing)
+        else:
             self._writer.put(closing)
         return closing
 

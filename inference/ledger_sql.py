@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -84,6 +86,17 @@ DELETE_OLDEST = (
 )
 
 
+_SIZES = (32, 16, 8, 4, 2, 1)
+
+
+@lru_cache(maxsize=64)
+def _widen(sql: str, rows: int) -> str:
+    """Return an INSERT that takes the parameters of several rows."""
+    head, _, rest = sql.partition(" VALUES ")
+    values, _, tail = rest.partition(" ON CONFLICT ")
+    return f"{head} VALUES {', '.join([values] * rows)} ON CONFLICT {tail}"
+
+
 class Database(ABC):
     """One thread's own connection: opened when first needed, dropped after an error."""
 
@@ -115,7 +128,7 @@ class Database(ABC):
             wrapper.close()
 
     @abstractmethod
-    def many(self, sql: str, rows: Iterable[Params]) -> int:
+    def many(self, sql: str, rows: Sequence[Params]) -> int:
         """Run a statement once for each row of parameters; return how many table rows changed."""
 
     @abstractmethod
@@ -158,8 +171,18 @@ class Sqlite(Database):
         self._second = -1
         self._prefix = ""
 
-    def many(self, sql: str, rows: Iterable[Params]) -> int:
-        return int(self._raw.executemany(sql, rows).rowcount)
+    def many(self, sql: str, rows: Sequence[Params]) -> int:
+        if len(rows) < 2 or not sql.startswith("INSERT"):
+            return int(self._raw.executemany(sql, rows).rowcount)
+        # Several rows a statement: each step of a statement lets go of the GIL and has to win it
+        # back from the event loop. Few sizes, so that the statements stay prepared.
+        changed = done = 0
+        for size in _SIZES:
+            while len(rows) - done >= size:
+                params = list(chain.from_iterable(rows[done : done + size]))
+                changed += self._raw.execute(_widen(sql, size), params).rowcount
+                done += size
+        return changed
 
     def one(self, sql: str, params: Params) -> Any:
         row = self._execute(sql, params).fetchone()
@@ -207,7 +230,7 @@ class Postgres(Database):
         self._away = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
         self._cursor_class = psycopg.Cursor
 
-    def many(self, sql: str, rows: Iterable[Params]) -> int:
+    def many(self, sql: str, rows: Sequence[Params]) -> int:
         cursor = self._cursor_class(self._raw)
         cursor.executemany(sql.replace("?", "%s"), rows)
         return int(cursor.rowcount)

@@ -16,7 +16,7 @@ import msgspec
 FLUSH_S = 0.2
 
 
-class RequestLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RequestLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """What is said of one request."""
 
     id: str

@@ -50,7 +50,7 @@ def count_chat(model: str, messages: Sequence[Message]) -> int:
     encoding = _encoding_of(model)
     total = PRIMING_TOKENS
     for message in messages:
-        total += PER_MESSAGE_TOKENS + _count(message.role, encoding) + _count(message.content, encoding)
+        total += PER_MESSAGE_TOKENS + _count_role(message.role, encoding) + _count(message.content, encoding)
         if message.name is not None:
             total += PER_NAME_TOKENS + _count(message.name, encoding)
     return total
@@ -68,6 +68,11 @@ def _count(text: str, encoding: str) -> int:
         # Lets go of the GIL while it counts, and costs 50 µs a call: only for what runs in a thread.
         return int(toktok.batch_count([text], encoding, threads=1)[0])
     return int(toktok.truncate(text, _WHOLE, encoding)[1])
+
+
+@lru_cache(maxsize=64)
+def _count_role(role: str, encoding: str) -> int:
+    return _count(role, encoding)
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,7 @@ from typing import Any
 
 from accounts.models import ApiKey, User
 from accounts.services import create_key, create_user
-from cluster.domain import GpuInfo, ModelOffer, WorkerSpec
+from cluster.domain import Generation, GpuInfo, Message, ModelOffer, Task, Tier, WorkerSpec
 from cluster.models import WorkerToken
 from cluster.services import create_worker_token
 
@@ -42,3 +42,18 @@ def make_worker_spec(**fields: Any) -> WorkerSpec:
         "simulated": True,
     }
     return WorkerSpec(**described | fields)
+
+
+def make_task(id: str = "req_1", **fields: Any) -> Task:
+    """Return a small task for `llama-3-8b` on `node-1`."""
+    described: dict[str, Any] = {
+        "id": id,
+        "model": "llama-3-8b",
+        "tenant": "usr_alice",
+        "tenant_label": "Alice",
+        "tier": Tier.DEFAULT,
+        "node": "node-1",
+        "prompt_tokens": 3,
+        "generation": Generation(messages=(Message("user", "hi"),), max_tokens=8, seed=7),
+    }
+    return Task(**described | fields)

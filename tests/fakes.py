@@ -69,8 +69,9 @@ def make_assign(task: str = "t-1", attempt: int = 1, **changes: object) -> Assig
 class FakeBackend:
     """A backend without an engine: it remembers what it was told and emits what the test says."""
 
-    def __init__(self, capacity: int = 4) -> None:
+    def __init__(self, capacity: int = 4, model: str = "llama-3-8b") -> None:
         self.capacity = capacity
+        self.model = model
         self.assigned: list[Assign] = []
         self.cancelled: list[tuple[str, int]] = []
         self.aborts = 0
@@ -82,7 +83,7 @@ class FakeBackend:
     async def load(self) -> Capabilities:
         return Capabilities(
             gpu=GpuInfo(name="H100"),
-            models=(ModelOffer(id="llama-3-8b", context_tokens=8192, kv_bytes_per_token=131072),),
+            models=(ModelOffer(id=self.model, context_tokens=8192, kv_bytes_per_token=131072),),
             capacity=self.capacity,
             kv_bytes=0,
             simulated=True,

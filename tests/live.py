@@ -6,18 +6,22 @@ dial in. Nothing is shared with the checkout's own state, and nothing outlives t
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,44 +59,44 @@ class LiveServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.base_url = f"{self.url}/v1"
         self.log_path = folder / "server.log"
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("GPUCLOUD_", "DJANGO_"))},
-            "DJANGO_SETTINGS_MODULE": "gpucloud.settings",
-            "GPUCLOUD_DATA_DIR": str(folder),
-            "GPUCLOUD_WORKER_TOKEN": WORKER_TOKEN,
-            "PYTHONPATH": str(ROOT),
-            **environment,
-        }
+        self.environment = process_environment(
+            GPUCLOUD_DATA_DIR=str(folder), GPUCLOUD_WORKER_TOKEN=WORKER_TOKEN, **environment
+        )
         self.process: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
         self.key = ""
 
     def prepare(self) -> None:
-        """Make the database, a user and a key."""
-        self.manage("migrate", "--verbosity", "0")
-        self.key = self.manage("createkey", "--user", "alice@example.com", "--rpm", "0").strip()
+        """Have a database with a user and a key: copies of what the first server made."""
+        template, self.key = _prepared()
+        shutil.copytree(template, self.folder, dirs_exist_ok=True)
 
-    def manage(self, *arguments: str, check: bool = True) -> str:
-        """Run a management command and return its standard output."""
-        done = subprocess.run(
+    def manage(self, *arguments: str) -> str:
+        """Run a management command that succeeds and return its standard output."""
+        done = self.run_manage(*arguments)
+        if done.returncode:
+            raise AssertionError(f"manage.py {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def run_manage(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a management command to its end, however it ends."""
+        return subprocess.run(
             [sys.executable, str(ROOT / "manage.py"), *arguments],
-            env=self.environment,
+            env=self.environment | environment,
             capture_output=True,
             text=True,
             timeout=60,
         )
-        if check and done.returncode:
-            raise AssertionError(f"manage.py {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout
 
     def start(self, *arguments: str) -> None:
         """Start the server and wait until it is ready."""
+        self.launch("serve", "--port", str(self.port), *arguments)
+
+    def launch(self, *command: str) -> None:
+        """Start a management command that serves on our port, and wait until it is ready."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "manage.py"), "serve", "--port", str(self.port), *arguments],
-                env=self.environment,
-                stdout=log,
-                stderr=log,
+                [sys.executable, str(ROOT / "manage.py"), *command], env=self.environment, stdout=log, stderr=log
             )
         wait_until(self.is_ready, f"server ready; its log:\n{self.log()}", START_TIMEOUT_S)
 
@@ -114,13 +118,15 @@ class LiveServer:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
-    def start_worker(self, *arguments: str, name: str = "w1") -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, *arguments: str, name: str = "w1", program: Sequence[str] = ("-m", "cluster.worker"), token: str = ""
+    ) -> subprocess.Popen[bytes]:
         """Start a worker process and wait until it has joined."""
         joined = self.log().count("worker joined: ")
         with (self.folder / f"{name}.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "cluster.worker", "--gateway", self.url, "--name", name, *arguments],
-                env=self.environment,
+                [sys.executable, *program, "--gateway", self.url, "--name", name, *arguments],
+                env=self.environment | {"GPUCLOUD_WORKER_TOKEN": token or WORKER_TOKEN},
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -129,18 +135,35 @@ class LiveServer:
         wait_until(lambda: self.log().count("worker joined: ") > joined, f"worker {name} joined; log:\n{self.log()}")
         return worker
 
-    def stop(self, sig: int = signal.SIGTERM, timeout_s: float = 35.0) -> int:
-        """End the server and its workers; return the server's exit code."""
-        code = 0
-        if self.process is not None:
-            self.process.send_signal(sig)
-            code = self.process.wait(timeout_s)
-            self.process = None
+    def stop_workers(self) -> None:
+        """End all workers at once and wait until the server has noticed."""
         for worker in self.workers:
             worker.kill()
             worker.wait()
         self.workers.clear()
+        if self.process is not None:
+            joined, left = "worker joined: ", "worker left: "
+            wait_until(lambda: self.log().count(joined) <= self.log().count(left), "all workers have left")
+
+    def stop_server(self, sig: int = signal.SIGTERM, timeout_s: float = 35.0) -> int:
+        """End the server alone and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(sig)
+        code = self.process.wait(timeout_s)
+        self.process = None
         return code
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """End the server and its workers; return the server's exit code."""
+        code = 0 if self.process is None else self.stop_server(sig)
+        self.stop_workers()
+        return code
+
+    def children(self) -> list[int]:
+        """Return the ids of the server's own child processes."""
+        assert self.process is not None
+        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in listed.split()]
 
     def log(self) -> str:
         """Return the server's log so far."""
@@ -152,12 +175,45 @@ class LiveServer:
 
     def rows(self, sql: str, *parameters: Any) -> list[dict[str, Any]]:
         """Return what the database holds, read from outside."""
-        connection = sqlite3.connect(f"file:{self.folder / 'db.sqlite3'}?mode=ro", uri=True, timeout=5)
-        connection.row_factory = sqlite3.Row
-        try:
+        with closing(sqlite3.connect(f"file:{self.folder / 'db.sqlite3'}?mode=ro", uri=True, timeout=5)) as connection:
+            connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(sql, parameters)]
-        finally:
-            connection.close()
+
+    def execute(self, sql: str, *parameters: Any) -> None:
+        """Change the database from outside, as another process would."""
+        with closing(sqlite3.connect(self.folder / "db.sqlite3", timeout=5)) as connection, connection:
+            connection.execute(sql, parameters)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def process_environment(**environment: str) -> dict[str, str]:
+    """Return the environment of a process of ours: nothing of the checkout's own settings is in it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GPUCLOUD_", "DJANGO_"))}
+    # Compiled once and not in every process: that is two thirds of a start.
+    inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+    return inherited | {
+        "DJANGO_SETTINGS_MODULE": "gpucloud.settings",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONPYCACHEPREFIX": str(ROOT / ".pytest_cache" / "pycache"),
+        **environment,
+    }
+
+
+@cache
+def _prepared() -> tuple[Path, str]:
+    """Return a folder with a migrated database, a user and a key, and that key."""
+    folder = Path(tempfile.mkdtemp(prefix="gpucloud-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    server = LiveServer(folder)
+    server.manage("migrate", "--verbosity", "0")
+    return folder, server.manage("createkey", "--user", "alice@example.com", "--rpm", "0").strip()
 
 
 @contextmanager

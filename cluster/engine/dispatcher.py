@@ -57,28 +57,30 @@ class Dispatcher:
     def receive(self, event: Event) -> None:
         """Handle an event and send what follows from it."""
         self._inbox.append(event)
-        if self._busy:
-            return
-        self._drain_inbox()
-        if not self._changed:
-            self._changed = True
-            self._schedule_snapshot(SNAPSHOT_DELAY_S)
+        if not self._busy:
+            self._drain_inbox()
+            self._note_change()
 
-    def _drain_inbox(self) -> None:
+    def _drain_inbox(self) -> bool:
+        """Handle all that waits; return whether anything came of it."""
+        acted = False
         self._busy = True
         try:
             while self._inbox:
                 if commands := self.scheduler.handle(self._inbox.popleft(), time.monotonic()):
                     self._broker.publish_commands(commands)
+                    acted = True
         finally:
             self._busy = False
+        return acted
 
     def _tick(self) -> None:
         if self._loop is None:
             return
         self._inbox.append(Tick())
         try:
-            self._drain_inbox()
+            if self._drain_inbox():
+                self._note_change()
         except Exception:
             # A bug in one decision must not stop time for everybody else.
             log.exception("the scheduler failed on a tick")
@@ -90,6 +92,11 @@ class Dispatcher:
         deadline = self.scheduler.next_deadline()
         delay_s = MAX_SLEEP_S if deadline is None else min(MAX_SLEEP_S, max(0.001, deadline - now))
         self._timer = self._loop.call_later(delay_s, self._tick)
+
+    def _note_change(self) -> None:
+        if not self._changed:
+            self._changed = True
+            self._schedule_snapshot(SNAPSHOT_DELAY_S)
 
     def _schedule_snapshot(self, delay_s: float) -> None:
         if self._loop is None:

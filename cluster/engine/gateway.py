@@ -7,6 +7,7 @@ the order in which things are seen here is the order in which they happened.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -51,6 +52,7 @@ class Gateway:
         """Whether workers that dial in are turned away."""
         self.dropped: Counter[str] = Counter()
         """Messages that fitted nowhere, by kind."""
+        self._idle: asyncio.Future[None] | None = None
         self._broker = broker
         self._heartbeat_s = heartbeat_s
         self._max_frame_bytes = max_frame_bytes
@@ -73,15 +75,26 @@ class Gateway:
         """Forget a stream; if it still runs, its work is stopped."""
         self.abandon(stream)
         self.streams.pop(stream.task.id, None)
+        if not self.streams and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Return True once no stream is left, False if some still are after `timeout_s`."""
+        if self.streams:
+            self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._idle], timeout=timeout_s)
+            self._idle = None
+        return not self.streams
 
     def receive(self, link: WorkerLink, messages: list[FromWorker]) -> None:
         """Act on what a worker said, in its order."""
+        started: list[TokenStream] = []
         for message in messages:
             if link.closing is not None:
-                return
+                break
             match message:
                 case Step():
-                    self._on_step(link, message)
+                    self._on_step(link, message, started)
                 case Finished():
                     self._on_finished(link, message)
                 case Heartbeat():
@@ -96,6 +109,10 @@ class Gateway:
                     self.hang_up(link, 1000, "bye")
                 case _:
                     assert_never(message)
+        for stream in started:
+            # A start that its end has overtaken, in the same frame, is no news.
+            if not stream.ended:
+                self._broker.publish_event(events.AttemptStarted(stream.task.id, stream.attempt))
 
     def hang_up(self, link: WorkerLink, code: int, reason: str) -> None:
         """End a link from our side. Its tasks move on now, not when the far end has answered."""
@@ -179,7 +196,7 @@ class Gateway:
             events.HeartbeatReceived(_worker(link).id, link.id, heartbeat.gpu, heartbeat.load.tokens_per_s)
         )
 
-    def _on_step(self, link: WorkerLink, step: Step) -> None:
+    def _on_step(self, link: WorkerLink, step: Step, started: list[TokenStream]) -> None:
         worker_id = _worker(link).id
         streams = self.streams
         for chunk in step.chunks:
@@ -192,7 +209,7 @@ class Gateway:
             if verdict is not Verdict.ACCEPTED:
                 self._refuse(link, verdict, chunk.task, chunk.attempt, "step")
             elif first:
-                self._broker.publish_event(events.AttemptStarted(chunk.task, chunk.attempt))
+                started.append(stream)
 
     def _on_finished(self, link: WorkerLink, finished: Finished) -> None:
         worker_id = _worker(link).id

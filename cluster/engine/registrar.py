@@ -26,6 +26,10 @@ INTERVAL_S = 1.0
 SEEN_EVERY_S = 60.0
 
 
+class UnableToAuthenticate(Exception):
+    """The database cannot say just now whether a token is good."""
+
+
 class Registrar:
     """The gateway's clerk: admits workers, writes down who came, shows dead tokens the door."""
 
@@ -49,12 +53,12 @@ class Registrar:
         await self._thread.stop()
 
     async def authenticate(self, secret: str) -> WorkerCredential | None:
-        """Return what a worker's token permits; None refuses it, as a silent database does."""
+        """Return what a worker's token permits, None if nothing; or raise `UnableToAuthenticate`."""
         try:
             return await self._thread.run(lambda: authenticate_worker(secret))
-        except DatabaseError:
+        except DatabaseError as error:
             log.exception("a worker's token could not be checked")
-            return None
+            raise UnableToAuthenticate from error
 
     async def reconcile(self) -> None:
         """Bring rows and links into step once."""

@@ -120,9 +120,9 @@ class TokenStream:
         if attempt >= self.attempt:
             self.attempt = attempt
             self.worker_id = ""
-        if self.taken == 0:
-            self._texts.clear()
-            self.next_seq = 0
+            if self.taken == 0:
+                self._texts.clear()
+                self.next_seq = 0
         return self.next_seq
 
     def finish(self, worker_id: str, attempt: int, reason: FinishReason, generated_tokens: int) -> Verdict:

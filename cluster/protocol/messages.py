@@ -28,6 +28,8 @@ class CloseCode(IntEnum):
     """Why a worker's socket was closed by the gateway."""
 
     GOING_AWAY = 1001
+    INTERNAL_ERROR = 1011
+    TRY_AGAIN = 1013
     BAD_FRAME = 4400
     NO_TOKEN = 4401
     NOT_YOURS = 4403

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cluster.domain import Outcome
 from cluster.scheduler.commands import FailTask
+from cluster.scheduler.settings import Settings
 from cluster.scheduler.state import TaskRecord
 
 
@@ -40,30 +41,37 @@ def lived_too_long(record: TaskRecord, total_timeout_s: float) -> FailTask:
     return _fail(record, Outcome.EXPIRED, "timeout", message)
 
 
-def refused_by_worker(record: TaskRecord) -> FailTask:
+def refused_by_worker(record: TaskRecord, code: str) -> FailTask:
     """The worker said that another attempt would end as this one did."""
-    return _fail(record, Outcome.FAILED, "worker_failed", "The worker could not generate an answer to this request.")
+    message = _REFUSALS.get(code, "The worker could not generate an answer to this request.")
+    return _fail(record, Outcome.FAILED, code if code in _REFUSALS else "worker_failed", message)
 
 
-def broken_off(record: TaskRecord) -> FailTask:
-    """The attempt ended badly after its client had seen tokens."""
-    verb = "was lost" if record.failure == "worker_lost" else "failed"
-    return _fail(record, Outcome.FAILED, record.failure, f"The worker {verb} while it generated this answer.")
+def of_attempts(record: TaskRecord, next_seq: int, deaths: int, settings: Settings) -> FailTask | None:
+    """The attempts were too many, or the last got too far to be repeated; None if another may be made.
 
-
-def deadly(record: TaskRecord, deaths: int) -> FailTask:
-    """So many workers died with the task that it is suspected itself."""
-    message = f"{deaths} workers were lost while they served this request; it is not tried again."
-    return _fail(record, Outcome.FAILED, "worker_crashed", message)
-
-
-def tried_enough(record: TaskRecord) -> FailTask:
-    """The last attempt that a task may have has failed."""
-    message = f"{record.attempt} attempts failed; no more are made."
-    return _fail(record, Outcome.FAILED, record.failure, message)
+    `next_seq` is how far the stream has come, and `deaths` how many workers died with the task.
+    """
+    if next_seq > 0:
+        verb = "was lost" if record.failure == "worker_lost" else "failed"
+        message = f"The worker {verb} while it generated this answer."
+        return _fail(record, Outcome.FAILED, record.failure, message)
+    if deaths >= settings.max_deaths:
+        message = f"{deaths} workers were lost while they served this request; it is not tried again."
+        return _fail(record, Outcome.FAILED, "worker_crashed", message)
+    if record.attempt >= settings.max_attempts:
+        message = f"{record.attempt} attempts failed; no more are made."
+        return _fail(record, Outcome.FAILED, record.failure, message)
+    return None
 
 
 def _fail(
     record: TaskRecord, outcome: Outcome, code: str, message: str, *, retry_after_s: float | None = None
 ) -> FailTask:
     return FailTask(record.task.node, record.task.id, outcome, code, message, retry_after_s)
+
+
+_REFUSALS = {
+    "context_length_exceeded": "The request is longer than the model's context on the worker that took it.",
+}
+"""What workers may tell clients; their other codes, and their words, stay in our logs."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cluster.domain import Tier
 from cluster.scheduler.state import State
+from cluster.scheduler.timers import SLACK
 
 if TYPE_CHECKING:
     from cluster.scheduler.core import Scheduler
@@ -24,11 +25,13 @@ def _check_workers(scheduler: Scheduler) -> None:
     for worker in scheduler.placement.workers.values():
         name = worker.spec.id
         assert 0 <= worker.held <= worker.spec.capacity, f"{name} holds {worker.held} of {worker.spec.capacity} slots"
-        held = sum(record.kv_bytes for record in worker.running.values()) + sum(worker.releasing.values())
-        assert worker.kv_used_bytes == held, (
-            f"{name} accounts {worker.kv_used_bytes} KV bytes, its attempts hold {held}"
+        assert worker.held == len(worker.running) + len(worker.releasing), f"{name} miscounts its slots"
+        reserved = [record.kv_bytes for record in worker.running.values()]
+        reserved += [release.kv_bytes for release in worker.releasing.values()]
+        assert worker.kv_used_bytes == sum(reserved), (
+            f"{name} accounts {worker.kv_used_bytes} KV bytes, its attempts hold {sum(reserved)}"
         )
-        assert held <= worker.spec.kv_bytes or not worker.spec.kv_bytes, f"{name} has more KV reserved than it has"
+        assert 0 <= worker.kv_used_bytes <= worker.spec.kv_bytes, f"{name} has more KV reserved than it has"
         for task_id, record in worker.running.items():
             assert record.worker is worker, f"{task_id} runs on {name} and does not know it"
             assert record.state is State.RUNNING, f"{task_id} is in {name}'s slots but {record.state.name}"
@@ -48,12 +51,13 @@ def _check_queues(scheduler: Scheduler) -> None:
 
 
 def _check_places(scheduler: Scheduler) -> None:
-    waiting = [record for queue in scheduler.queues.values() for record in queue.everyone()]
+    waiting = [record for model in scheduler.queues for record in scheduler.queues.everyone(model)]
     running = [record for worker in scheduler.placement.workers.values() for record in worker.running.values()]
     fencing = [record for record in scheduler.tasks.values() if record.state is State.FENCING]
     assert all(record.state is State.QUEUED for record in waiting), "a task waits that is not queued"
-    assert len(waiting) + len(running) + len(fencing) == len(scheduler.tasks), "a task is in no place, or in two"
     assert all(scheduler.tasks.get(record.task.id) is record for record in waiting), "an ended task waits"
+    assert all(record.worker is None for record in waiting + fencing), "a task that does not run has a worker"
+    assert len(waiting) + len(running) + len(fencing) == len(scheduler.tasks), "a task is in no place, or in two"
 
 
 def _check_nothing_waits_in_vain(scheduler: Scheduler) -> None:
@@ -63,9 +67,22 @@ def _check_nothing_waits_in_vain(scheduler: Scheduler) -> None:
             for worker in scheduler.placement.serving(model):
                 idle = not worker.stale and worker.spec.id not in excluded and worker.fits(head)
                 assert not idle, f"{head.task.id} waits while {worker.spec.id} could take it"
+        assert scheduler.placement.is_served(model) or model in scheduler.timers, (
+            f"tasks wait for {model}, which nobody serves, without an end"
+        )
 
 
 def _check_timers(scheduler: Scheduler) -> None:
-    for task_id in scheduler.tasks:
-        assert any(getattr(key, "task_id", None) == task_id for key in scheduler.timers), f"{task_id} has no timer"
-    assert scheduler.timers.entries <= 2 * len(scheduler.timers) + 65, "the heap of timers keeps what has ended"
+    timers = scheduler.timers
+    for record in scheduler.tasks.values():
+        assert record in timers, f"{record.task.id} has no deadline"
+    releases = 0
+    for worker in scheduler.placement.workers.values():
+        assert worker in timers, f"{worker.spec.id} may fall silent unnoticed"
+        assert all(release in timers for release in worker.releasing.values()), "a cancel may stay unanswered"
+        releases += len(worker.releasing)
+    absent = scheduler.placement.absent_since_s
+    assert all(model in timers for model in absent), "a model is missed for ever"
+    living = len(scheduler.tasks) + len(scheduler.placement.workers) + releases + len(absent)
+    assert len(timers) == living, "a deadline outlives what it is for"
+    assert timers.entries <= 2 * len(timers) + SLACK, "the heap of timers keeps what has ended"

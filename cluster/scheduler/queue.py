@@ -5,13 +5,14 @@ the end of the ring. Inside (model, tier, tenant): by arrival, and a task that c
 failed attempt has its old rank.
 
 `heads` gives the order in which tasks may go. Only heads may: nobody overtakes inside their own
-queue, but a head that fits nowhere does not hold up other tenants or lower tiers.
+line, but a head that fits nowhere does not hold up other tenants or lower tiers.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice, takewhile
 
 from cluster.domain import Task, Tier
 from cluster.scheduler.state import TaskRecord
@@ -30,19 +31,21 @@ class TierQueue:
         self.ring: OrderedDict[str, Line] = OrderedDict()
         self.depth = 0
 
-    def push(self, record: TaskRecord) -> bool:
-        """Add a task at its rank; return whether it is the head of its line."""
+    def push(self, record: TaskRecord) -> None:
+        """Add a task at its rank."""
         line = self.ring.get(record.task.tenant)
         if line is None:
             line = self.ring[record.task.tenant] = OrderedDict()
-        last = next(reversed(line.values()), None)
+        newest = line[next(reversed(line))].sequence if line else 0
         line[record.task.id] = record
         self.depth += 1
-        if last is not None and last.sequence > record.sequence:
-            # Back from a failed attempt: older than some who wait. Rare, so sorting is fine.
-            for other in sorted(line.values(), key=_rank):
-                line.move_to_end(other.task.id)
-        return next(iter(line.values())) is record
+        if record.sequence < newest:
+            # Back from a failed attempt. Tasks leave from the front only, so that all who are older
+            # than this one have been out too, and are few.
+            elders = list(takewhile(lambda other: other.sequence < record.sequence, line.values()))
+            line.move_to_end(record.task.id, last=False)
+            for elder in reversed(elders):
+                line.move_to_end(elder.task.id, last=False)
 
     def remove(self, record: TaskRecord) -> None:
         """Take a task out."""
@@ -61,11 +64,11 @@ class TierQueue:
     def heads(self) -> Iterator[TaskRecord]:
         """Yield the first of each line, the next tenant's first."""
         for line in self.ring.values():
-            yield next(iter(line.values()))
+            yield line[next(iter(line))]
 
     def in_order(self, limit: int) -> list[TaskRecord]:
         """Return the first tasks in the order in which they would be served, at most `limit`."""
-        lines = [iter(line.values()) for line in self.ring.values()]
+        lines = [iter(line.values()) for line in islice(self.ring.values(), limit)]
         found: list[TaskRecord] = []
         while lines and len(found) < limit:
             turn = [(line, record) for line in lines if (record := next(line, None)) is not None]
@@ -87,33 +90,55 @@ class ModelQueue:
         """How many wait."""
         return sum([tier.depth for tier in self.tiers])
 
-    def push(self, record: TaskRecord) -> bool:
-        """Add a task at its rank; return whether it is the head of its line."""
-        return self.tiers[record.task.tier].push(record)
-
-    def remove(self, record: TaskRecord) -> None:
-        """Take a task out."""
-        self.tiers[record.task.tier].remove(record)
-
-    def serve(self, record: TaskRecord) -> None:
-        """Take a task out because it goes."""
-        self.tiers[record.task.tier].serve(record)
-
     def heads(self) -> Iterator[TaskRecord]:
         """Yield who may go, in order. Do not change the queue while iterating."""
         for tier in self.tiers:
-            if tier.depth:
-                yield from tier.heads()
-
-    def head_of(self, task: Task) -> TaskRecord | None:
-        """Return the first in the line of a task's tenant and tier, if anyone stands there."""
-        line = self.tiers[task.tier].ring.get(task.tenant)
-        return next(iter(line.values())) if line else None
+            for line in tier.ring.values():
+                yield line[next(iter(line))]
 
     def everyone(self) -> list[TaskRecord]:
         """Return all who wait."""
         return [record for tier in self.tiers for line in tier.ring.values() for record in line.values()]
 
 
-def _rank(record: TaskRecord) -> int:
-    return record.sequence
+class Queues(dict[str, ModelQueue]):
+    """All waiting tasks: a `ModelQueue` for each model that has any."""
+
+    __slots__ = ()
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return sum(queue.depth for queue in self.values())
+
+    def push(self, record: TaskRecord) -> None:
+        """Add a task at its rank."""
+        queue = self.get(record.task.model)
+        if queue is None:
+            queue = self[record.task.model] = ModelQueue()
+        queue.tiers[record.task.tier].push(record)
+
+    def remove(self, record: TaskRecord) -> None:
+        """Take a task out."""
+        queue = self[record.task.model]
+        queue.tiers[record.task.tier].remove(record)
+        if not queue.depth:
+            del self[record.task.model]
+
+    def serve(self, record: TaskRecord) -> None:
+        """Take a task out because it goes."""
+        queue = self[record.task.model]
+        queue.tiers[record.task.tier].serve(record)
+        if not queue.depth:
+            del self[record.task.model]
+
+    def head_of(self, task: Task) -> TaskRecord | None:
+        """Return the first in the line of a task's tenant, tier and model, if anyone stands there."""
+        queue = self.get(task.model)
+        line = queue.tiers[task.tier].ring.get(task.tenant) if queue else None
+        return line[next(iter(line))] if line else None
+
+    def everyone(self, model: str) -> list[TaskRecord]:
+        """Return all who wait for a model."""
+        queue = self.get(model)
+        return queue.everyone() if queue else []

@@ -69,7 +69,7 @@ def _view(worker: WorkerRecord, now: float, stale_s: float) -> WorkerView:
 
 def _tier(tier: Tier, queues: Iterable[ModelQueue], now: float) -> TierView:
     of_models = [queue.tiers[tier] for queue in queues]
-    oldest_s = max((now - head.queued_at_s for queue in of_models for head in queue.heads()), default=0.0)
+    oldest_s = max((head.waited_s(now) for queue in of_models for head in queue.heads()), default=0.0)
     return TierView(tier=tier, depth=sum(queue.depth for queue in of_models), oldest_wait_s=oldest_s)
 
 
@@ -86,7 +86,7 @@ def _head(tier: Tier, queues: Mapping[str, ModelQueue], now: float) -> list[Wait
                 tenant_label=task.tenant_label,
                 tier=tier,
                 position=position,
-                waited_s=now - record.queued_at_s,
+                waited_s=record.waited_s(now),
             )
             views.append((record.sequence, view))
     return [view for _, view in sorted(views, key=lambda pair: pair[0])[:HEAD]]

@@ -6,10 +6,10 @@ Rule 2: an ended task leaves no trace here. `ENDED` is in the table, never in a 
 Rule 3: a slot belongs to an attempt, not to a task. It is held while the attempt runs, and after a
 cancel until the worker has acknowledged it (`releasing`).
 
-    submitted → QUEUED ──assign──→ RUNNING ──finish──→ (ended)
+    submitted → QUEUED ──assign──→ RUNNING ──finish, give up──→ (ended)
                   ↑                   │ fail, lose
-                  └──── fenced ──── FENCING ──give up─→ (ended)
-    and from anywhere: cancel, expire → (ended)
+                  └──── fenced ──── FENCING ──give up──→ (ended)
+    and: QUEUED ──refuse──→ (ended); from anywhere: cancel, expire → (ended)
 
 FENCING is the moment between an attempt's end and the stream's answer to `FenceAttempt`: only that
 answer says whether a client has seen tokens, so only then may the task be assigned again.
@@ -18,8 +18,12 @@ answer says whether a client has seen tokens, so only then may the task be assig
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from cluster.domain import GpuReading, ModelOffer, Task, WorkerSpec
+
+if TYPE_CHECKING:
+    from cluster.scheduler.placement import Pool
 
 
 class State(Enum):
@@ -30,10 +34,13 @@ class State(Enum):
     FENCING = auto()
     ENDED = auto()
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is four times slower
+
 
 class Trigger(Enum):
     """What moves a task."""
 
+    REFUSE = auto()
     ASSIGN = auto()
     START = auto()
     FINISH = auto()
@@ -44,8 +51,11 @@ class Trigger(Enum):
     CANCEL = auto()
     EXPIRE = auto()
 
+    __hash__ = object.__hash__
+
 
 TRANSITIONS: dict[tuple[State, Trigger], State] = {
+    (State.QUEUED, Trigger.REFUSE): State.ENDED,
     (State.QUEUED, Trigger.ASSIGN): State.RUNNING,
     (State.QUEUED, Trigger.CANCEL): State.ENDED,
     (State.QUEUED, Trigger.EXPIRE): State.ENDED,
@@ -76,7 +86,6 @@ class TaskRecord:
         "queued_at_s",
         "queued_s",
         "sequence",
-        "started",
         "state",
         "submitted_at_s",
         "task",
@@ -91,18 +100,42 @@ class TaskRecord:
         self.submitted_at_s = now
         self.queued_at_s = now
         self.queued_s = 0.0
-        """Time spent waiting before the current attempt, over all waits."""
+        """Time spent in line before the current attempt or wait."""
         self.attempt = 0
-        self.started = False
         self.worker: WorkerRecord | None = None
+        """Where it runs, while it runs."""
         self.kv_bytes = 0
         """What the current attempt has reserved on its worker."""
-        self.excluded: set[str] = set()
+        self.excluded: frozenset[str] = frozenset()
         """Workers on which an earlier attempt ended badly."""
-        self.lost_on: list[str] = []
+        self.lost_on: tuple[str, ...] = ()
         """Workers that were lost with an attempt, one entry an attempt."""
         self.failure = ""
         """The code of the last attempt's bad end."""
+
+    def move(self, trigger: Trigger) -> bool:
+        """Go where the table says; return False, unmoved, if it knows no such way."""
+        after = TRANSITIONS.get((self.state, trigger))
+        if after is None:
+            return False
+        self.state = after
+        return True
+
+    def waited_s(self, now: float) -> float:
+        """Return the time spent in line, over all waits, of a task that waits."""
+        return self.queued_s + now - self.queued_at_s
+
+
+class Release:
+    """A cancelled attempt whose worker has not said yet that it stopped: it still holds a slot."""
+
+    __slots__ = ("attempt", "kv_bytes", "task_id", "worker")
+
+    def __init__(self, record: TaskRecord, worker: WorkerRecord) -> None:
+        self.task_id = record.task.id
+        self.attempt = record.attempt
+        self.kv_bytes = record.kv_bytes
+        self.worker = worker
 
 
 class WorkerRecord:
@@ -110,6 +143,7 @@ class WorkerRecord:
 
     __slots__ = (
         "draining",
+        "held",
         "kv_used_bytes",
         "last_seen_at_s",
         "link",
@@ -130,24 +164,27 @@ class WorkerRecord:
         self.node = node
         self.link = link
         self.offers: dict[str, ModelOffer] = {offer.id: offer for offer in spec.models}
-        self.pool = frozenset(self.offers)
-        """The models it serves: workers with equal sets are alternatives for one another."""
         self.last_seen_at_s = now
         self.reading = GpuReading()
         self.tokens_per_s = 0.0
         self.draining = False
         self.stale = False
+        """Whether it was found to be silent for too long to be given work."""
         self.running: dict[str, TaskRecord] = {}
-        self.releasing: dict[tuple[str, int], int] = {}
-        """Cancelled attempts not acknowledged yet, with the KV bytes they still hold."""
+        self.releasing: dict[tuple[str, int], Release] = {}
+        """By task and attempt."""
+        self.held = 0
+        """Slots in use by both."""
         self.kv_used_bytes = 0
+        self.pool: Pool
+        """Its alternatives; set when it takes its place among them."""
         self.version = 0
-        """Which entry of its pool's heap is the true one."""
+        """Which entries of its pool's heaps are true."""
 
     @property
-    def held(self) -> int:
-        """Slots in use."""
-        return len(self.running) + len(self.releasing)
+    def has_slot(self) -> bool:
+        """Whether a slot is free."""
+        return self.held < self.spec.capacity
 
     @property
     def load(self) -> float:
@@ -171,5 +208,35 @@ class WorkerRecord:
         return (
             self.held < self.spec.capacity
             and record.kv_tokens <= self.offers[record.task.model].context_tokens
-            and self.kv_used_bytes + self.kv_need(record) <= (self.spec.kv_bytes or 0)
+            and self.kv_used_bytes + self.kv_need(record) <= self.spec.kv_bytes
         )
+
+    def take(self, record: TaskRecord) -> None:
+        """Reserve a slot and KV cache for the task's current attempt."""
+        record.worker = self
+        record.kv_bytes = self.kv_need(record)
+        self.running[record.task.id] = record
+        self.held += 1
+        self.kv_used_bytes += record.kv_bytes
+
+    def give_back(self, record: TaskRecord) -> None:
+        """Free what an attempt held that is over here too."""
+        record.worker = None
+        del self.running[record.task.id]
+        self.held -= 1
+        self.kv_used_bytes -= record.kv_bytes
+
+    def start_release(self, record: TaskRecord) -> Release:
+        """Keep what an attempt holds that is over for us, until it is over here."""
+        record.worker = None
+        del self.running[record.task.id]
+        release = self.releasing[record.task.id, record.attempt] = Release(record, self)
+        return release
+
+    def end_release(self, task_id: str, attempt: int) -> Release | None:
+        """Free what a cancelled attempt held; return None if there is no such attempt."""
+        release = self.releasing.pop((task_id, attempt), None)
+        if release is not None:
+            self.held -= 1
+            self.kv_used_bytes -= release.kv_bytes
+        return release

@@ -2,19 +2,20 @@
 
 An entry says when to look at something, not what is to happen: whoever is looked at decides again,
 and asks to be looked at later if it is too early. So a deadline that moves away costs nothing, and
-only one that comes nearer needs a new entry. Entries of things that ended stay until they are
-popped or until they are the majority, when the heap is swept.
+only one that comes nearer needs a new entry. Entries of what has ended stay until they are popped,
+or until they are the majority and the heap is swept: the heap is never much longer than what lives.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
-import msgspec
-
 K = TypeVar("K", bound=Hashable)
+
+SLACK = 64
+"""Entries that are not worth a sweep."""
 
 
 class Timers(Generic[K]):
@@ -23,16 +24,15 @@ class Timers(Generic[K]):
     __slots__ = ("_due", "_heap", "_ticket")
 
     def __init__(self) -> None:
-        self._due: dict[K, tuple[float, int]] = {}
+        self._due: dict[K, tuple[float, int, K]] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._ticket = 0
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def __iter__(self) -> Iterator[K]:
-        """Iterate over what is being waited for."""
-        return iter(self._due)
+    def __contains__(self, key: K) -> bool:
+        return key in self._due
 
     @property
     def entries(self) -> int:
@@ -44,15 +44,14 @@ class Timers(Generic[K]):
         armed = self._due.get(key)
         if armed is not None and armed[0] <= at_s:
             return
-        if len(self._heap) > 2 * len(self._due) + 64:
-            self._sweep()
         self._ticket += 1
-        self._due[key] = (at_s, self._ticket)
-        heapq.heappush(self._heap, (at_s, self._ticket, key))
+        entry = self._due[key] = (at_s, self._ticket, key)
+        heappush(self._heap, entry)
+        self._sweep()
 
     def drop(self, key: K) -> None:
         """Do not look at `key` any more."""
-        if self._due.pop(key, None) is not None and len(self._heap) > 2 * len(self._due) + 64:
+        if self._due.pop(key, None) is not None:
             self._sweep()
 
     def next_deadline(self) -> float | None:
@@ -65,48 +64,16 @@ class Timers(Generic[K]):
         self._prune()
         if not self._heap or self._heap[0][0] > now:
             return None
-        key = heapq.heappop(self._heap)[2]
+        key = heappop(self._heap)[2]
         del self._due[key]
         return key
 
     def _sweep(self) -> None:
-        self._heap = [(at_s, ticket, key) for key, (at_s, ticket) in self._due.items()]
-        heapq.heapify(self._heap)
+        if len(self._heap) > 2 * len(self._due) + SLACK:
+            self._heap = list(self._due.values())
+            heapify(self._heap)
 
     def _prune(self) -> None:
-        while self._heap:
-            at_s, ticket, key = self._heap[0]
-            if self._due.get(key) == (at_s, ticket):
-                return
-            heapq.heappop(self._heap)
-
-
-class TaskTimer(msgspec.Struct, frozen=True):
-    """A task may have waited, or lived, too long."""
-
-    task_id: str
-
-
-class WorkerTimer(msgspec.Struct, frozen=True):
-    """A worker may have been silent too long."""
-
-    worker_id: str
-    link: str
-
-
-class ReleaseTimer(msgspec.Struct, frozen=True):
-    """A cancel was not acknowledged."""
-
-    worker_id: str
-    link: str
-    task_id: str
-    attempt: int
-
-
-class ModelTimer(msgspec.Struct, frozen=True):
-    """A model without workers: its tasks have waited for one to come back."""
-
-    model: str
-
-
-Timer = TaskTimer | WorkerTimer | ReleaseTimer | ModelTimer
+        heap = self._heap
+        while heap and self._due.get(heap[0][2]) is not heap[0]:
+            heappop(heap)

@@ -1,12 +1,15 @@
 """Group commit: one thread writes all rows that wait in one transaction, and then again.
 
 The event loop queues tickets; while the thread commits one batch the next one gathers, so a batch
-is as large as the load makes it and nothing waits for a timer. Rules that make it safe:
+is as large as the load makes it. A lone row never waits for a timer. In a crowd batches keep a pace,
+for a commit costs as much as dozens of rows. Rules that make it safe:
 
 - Only the loop touches the queue, and a ticket once taken by the thread is not changed any more.
 - At most one batch is in the thread, and the next is handed over only after its tickets have
   landed. So whoever writes a later ticket may rely on the state of an earlier one.
 - A batch that fails by a row's fault is written row by row: a bad row never fails its neighbours.
+- A row may linger if nobody waits for it yet: it goes when somebody does, or after `LINGER_S`. A row
+  that changes meanwhile is written once instead of twice.
 - While the database is away (`Unavailable`) the batch is tried again, with pauses, and never given
   up before `stop`. Waiting for it is bounded; the row is not undone by its waiter leaving.
 """
@@ -23,6 +26,12 @@ from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
 
+LINGER_S = 0.05
+"""How long a row that nobody waits for may stay in memory."""
+CROWD = 4
+"""A batch of at least so many rows is a sign of load."""
+PACE_S = 0.010
+"""Under load batches begin this far apart."""
 BUSY_BATCHES = 256
 """Under unbroken load housekeeping comes in between after so many batches."""
 QUIET_S = 0.2
@@ -86,8 +95,13 @@ class GroupCommit(Generic[T]):
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._pending: list[T] = []
+        self._lingering: dict[T, float] = {}
+        """Rows nobody waits for, by when they were put (loop time), the oldest first."""
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._flying: list[T] = []
         self._busy = False
+        self._next_at_s = 0.0
+        """Loop time before which no batch is handed over."""
         self._overdue = False
         self._timer: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -109,6 +123,7 @@ class GroupCommit(Generic[T]):
         if self._thread is None:
             return
         self._stopping.set()
+        self._urge_all()
         # Rows that are put meanwhile are written too.
         while self._busy:
             self._drained = self._loop.create_future()
@@ -117,19 +132,36 @@ class GroupCommit(Generic[T]):
         self._inbox.put(None)
         await asyncio.to_thread(thread.join)
 
-    def put(self, ticket: T) -> None:
-        """Queue a row. Everything queued in one turn of an idle loop shares a transaction."""
+    def put(self, ticket: T, *, linger: bool = False) -> None:
+        """Queue a row. Everything queued in one turn of an idle loop shares a transaction.
+
+        With `linger` the row may wait for `urge`, for somebody to `wait` for it, or for `LINGER_S`.
+        """
         if self._thread is None:
             _land(ticket, UnableToCommit("The writer is not running."))
             return
+        if linger and not self._stopping.is_set():
+            self._lingering[ticket] = self._loop.time()
+            if self._linger_timer is None:
+                self._linger_timer = self._loop.call_later(LINGER_S, self._urge_old)
+            return
+        self._queue(ticket)
+
+    def urge(self, ticket: T) -> None:
+        """Let a row linger no longer; does nothing for one that does not."""
+        if self._lingering.pop(ticket, None) is not None:
+            self._queue(ticket)
+
+    def _queue(self, ticket: T) -> None:
         self._pending.append(ticket)
         if not self._busy:
             self._busy = True
-            self._loop.call_soon(self._hand_over)
+            self._hand_over_in_time()
 
     async def wait(self, ticket: T) -> None:
         """Return once the row is committed, or raise `UnableToCommit` in time."""
         if ticket.state < TicketState.COMMITTED:
+            self.urge(ticket)
             if self._overdue:
                 raise UnableToCommit("The database does not answer.")
             waiter: asyncio.Future[None] = self._loop.create_future()
@@ -141,10 +173,31 @@ class GroupCommit(Generic[T]):
         if ticket.error is not None:
             raise UnableToCommit(f"{type(ticket.error).__name__}: {ticket.error}") from ticket.error
 
+    def _urge_old(self) -> None:
+        self._linger_timer = None
+        oldest_s = self._loop.time() - LINGER_S
+        for ticket in [ticket for ticket, put_at_s in self._lingering.items() if put_at_s <= oldest_s]:
+            self.urge(ticket)
+        if self._lingering:
+            # Half a turn later: a row lingers at most one and a half times as long as it may.
+            self._linger_timer = self._loop.call_later(LINGER_S / 2, self._urge_old)
+
+    def _urge_all(self) -> None:
+        for ticket in list(self._lingering):
+            self.urge(ticket)
+
+    def _hand_over_in_time(self) -> None:
+        if self._loop.time() >= self._next_at_s or self._stopping.is_set():
+            self._loop.call_soon(self._hand_over)
+        else:
+            self._loop.call_at(self._next_at_s, self._hand_over)
+
     def _hand_over(self) -> None:
         self._flying, self._pending = self._pending, []
         for ticket in self._flying:
             ticket.state = TicketState.TAKEN
+        if len(self._flying) >= CROWD:
+            self._next_at_s = self._loop.time() + PACE_S
         # One timer for the batch instead of one for every waiter: all of them wait for this batch.
         self._timer = self._loop.call_later(self._timeout_s, self._give_notice)
         self._inbox.put(self._flying)
@@ -164,7 +217,7 @@ class GroupCommit(Generic[T]):
             for ticket, error in zip(batch, errors, strict=True):
                 _land(ticket, error)
         if self._pending:
-            self._hand_over()
+            self._hand_over_in_time()
             return
         self._busy = False
         if self._drained is not None:

@@ -5,6 +5,9 @@ cancelled, and `send` to a gone client returns silently. The usual watcher is a 
 `receive()`; this one drives that coroutine by hand, which costs half as much per request: it runs
 it up to the future it waits for, and lets that future resume it.
 
+Most requests are over before their client could have left, so `Watch` waits a moment before it watches
+at all: a request that ends within `AFTER_S` costs an entry in a dict.
+
 It works for any `receive` that waits on plain asyncio futures (uvicorn, daphne, hypercorn). One
 that needs `asyncio.current_task()` would not do.
 """
@@ -12,10 +15,58 @@ that needs `asyncio.current_task()` would not do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+from gpucloud.lib.asgi import Message, Receive
+
+AFTER_S = 0.05
+"""How long a request may run unwatched; its client's departure is seen that much later at most."""
+
+
+class Watch:
+    """Watches the connections of one event loop."""
+
+    def __init__(self, *, after_s: float = AFTER_S) -> None:
+        self._after_s = after_s
+        self._young: dict[Watched, float] = {}
+        """Not watched yet, by when they came (loop time), the oldest first."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, receive: Receive, on_disconnect: Callable[[], None]) -> Watched:
+        """Return a handle on a connection that will be watched until it is stopped."""
+        watched = Watched(receive, on_disconnect)
+        loop = asyncio.get_running_loop()
+        self._young[watched] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._after_s, self._look)
+        return watched
+
+    def stop(self, watched: Watched) -> None:
+        """Stop watching; safe to call twice."""
+        if self._young.pop(watched, None) is None and watched.watcher is not None:
+            watched.watcher.close()
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        oldest_s = loop.time() - self._after_s
+        for watched in [watched for watched, came_s in self._young.items() if came_s <= oldest_s]:
+            del self._young[watched]
+            watched.watcher = DisconnectWatcher(watched.receive, watched.on_disconnect)
+        if self._young:
+            self._timer = loop.call_later(self._after_s / 2, self._look)
+
+
+class Watched:
+    """A connection in the care of a `Watch`."""
+
+    __slots__ = ("on_disconnect", "receive", "watcher")
+
+    def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
+        self.receive = receive
+        self.on_disconnect = on_disconnect
+        self.watcher: DisconnectWatcher | None = None
 
 
 class DisconnectWatcher:
@@ -27,7 +78,7 @@ class DisconnectWatcher:
         self._receive = receive
         self._on_disconnect: Callable[[], None] | None = on_disconnect
         self._future: asyncio.Future[Any] | None = None
-        self._coroutine = cast("Coroutine[Any, None, MutableMapping[str, Any]]", receive())
+        self._coroutine = cast("Coroutine[Any, None, Message]", receive())
         self._advance(None)
 
     def close(self) -> None:
@@ -36,7 +87,7 @@ class DisconnectWatcher:
         if self._future is not None:
             self._future.remove_done_callback(self._advance)
             self._future = None
-            self._coroutine.close()
+        self._coroutine.close()
 
     def _advance(self, _done: asyncio.Future[Any] | None) -> None:
         self._future = None
@@ -45,7 +96,7 @@ class DisconnectWatcher:
                 waits_for = self._coroutine.send(None)
             except StopIteration as stop:
                 message = stop.value
-            except Exception:
+            except (Exception, asyncio.CancelledError):
                 # A broken `receive` can only mean a broken connection.
                 message = {"type": "http.disconnect"}
             else:
@@ -61,4 +112,4 @@ class DisconnectWatcher:
                 on_disconnect, self._on_disconnect = self._on_disconnect, None
                 on_disconnect()
                 return
-            self._coroutine = cast("Coroutine[Any, None, MutableMapping[str, Any]]", self._receive())
+            self._coroutine = cast("Coroutine[Any, None, Message]", self._receive())

@@ -39,21 +39,21 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionDetails = CompletionDetails()
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
+class AnswerMessage(msgspec.Struct, frozen=True, gc=False):
     role: Literal["assistant"]
     content: str
     refusal: None = None
     annotations: tuple[()] = ()
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     index: int
     message: AnswerMessage
     finish_reason: str
     logprobs: None = None
 
 
-class ChatCompletion(msgspec.Struct, frozen=True):
+class ChatCompletion(msgspec.Struct, frozen=True, gc=False):
     """The whole answer at once."""
 
     id: str

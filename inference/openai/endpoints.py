@@ -11,7 +11,7 @@ import msgspec
 
 from accounts.keyring import Identity
 from gpucloud.lib.groupcommit import UnableToCommit
-from gpucloud.lib.watch import DisconnectWatcher
+from gpucloud.lib.watch import Watch
 from inference.catalog import MODELS, list_models
 from inference.completions import Completion, Completions
 from inference.openai.chunks import (
@@ -35,6 +35,7 @@ class Endpoints:
 
     def __init__(self, completions: Completions, *, max_body_bytes: int, body_timeout_s: float) -> None:
         self._completions = completions
+        self._watch = Watch()
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
         self._models = ModelList([msgspec.Raw(encode(model)) for model in list_models()])
@@ -58,7 +59,7 @@ class Endpoints:
         body = await exchange.read_body(max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
         chat = parse_chat(body)
         completion = await self._completions.start(chat, identity, request_id=exchange.request_id)
-        watcher = DisconnectWatcher(exchange.receive, completion.leave)
+        watched = self._watch.start(exchange.receive, completion.leave)
         try:
             if chat.stream:
                 await _stream(exchange, completion, chat)
@@ -67,7 +68,7 @@ class Endpoints:
         except UnableToCommit:
             await _refuse(exchange, completion, unavailable(_NOT_RECORDED, "service_unavailable"))
         finally:
-            watcher.close()
+            self._watch.stop(watched)
             completion.close()
         return completion
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
 
+from gpucloud.lib.asgi import Message, Receive, Scope, Send
+from gpucloud.lib.ready import Rest, run_ready
 from inference.openai.chunks import encode
 from inference.openai.errors import ApiError
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
@@ -72,23 +69,19 @@ class Exchange:
         return (time.monotonic() - self.started_at_s) * 1000
 
     def read_headers(self) -> None:
-        """Note the headers that matter; refuse too many, too large, or contradictory ones."""
+        """Note the headers that matter; refuse too many or too large ones."""
         headers = self._headers
-        size = 0
-        for name, value in headers:
-            size += len(name) + len(value)
-            if name == b"authorization":
-                self._authorization.append(value)
-            elif name == b"content-length":
-                self._content_length = int(value) if value.isdigit() and len(value) < 16 else None
-            elif name == b"content-type":
-                self.content_type = value
-            elif name == b"content-encoding":
-                self.content_encoding = value
+        found = dict(headers)
+        size = sum(map(len, found)) + sum(map(len, found.values()))
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             raise ApiError(
                 431, f"The headers are too large: at most {MAX_HEADERS} and {MAX_HEADER_BYTES} bytes in all."
             )
+        self._authorization = [value for name, value in headers if name == b"authorization"]
+        self.content_type = found.get(b"content-type", b"")
+        self.content_encoding = found.get(b"content-encoding", b"")
+        length = found.get(b"content-length", b"")
+        self._content_length = int(length) if length.isdigit() and len(length) < 16 else None
 
     def bearer(self) -> bytes | None:
         """Return the secret of `Authorization: Bearer …`; None when there is none."""
@@ -105,25 +98,13 @@ class Exchange:
         if self._content_length is not None and self._content_length > max_bytes:
             raise _too_large(max_bytes)
         try:
-            async with asyncio.timeout(timeout_s):
-                message = await self._receive()
-                body: bytes = message.get("body", b"")
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                if not message.get("more_body", False):
-                    if len(body) > max_bytes:
-                        raise _too_large(max_bytes)
-                    return body
-                parts, size = [body], len(body)
-                while message.get("more_body", False):
-                    if size > max_bytes:
-                        raise _too_large(max_bytes)
-                    message = await self._receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    part = message.get("body", b"")
-                    size += len(part)
-                    parts.append(part)
+            # The whole body has nearly always come with the headers: then nothing is waited for.
+            first = run_ready(self._receive())
+            if not isinstance(first, Rest) and not first.get("more_body", False):
+                parts = [_part(first)]
+            else:
+                async with asyncio.timeout(timeout_s):
+                    parts = await self._read_parts(await first if isinstance(first, Rest) else first, max_bytes)
         except TimeoutError:
             raise ApiError(
                 408,
@@ -131,9 +112,19 @@ class Exchange:
                 code="request_timeout",
                 headers=((b"connection", b"close"),),
             ) from None
-        if size > max_bytes:
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(body) > max_bytes:
             raise _too_large(max_bytes)
-        return b"".join(parts)
+        return body
+
+    async def _read_parts(self, message: Message, max_bytes: int) -> list[bytes]:
+        parts = [_part(message)]
+        size = len(parts[0])
+        while message.get("more_body", False) and size <= max_bytes:
+            message = await self._receive()
+            parts.append(_part(message))
+            size += len(parts[-1])
+        return parts
 
     async def send_json(self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with one JSON body."""
@@ -168,12 +159,18 @@ class Exchange:
                     (b"content-type", content_type),
                     (b"x-request-id", self.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % self.elapsed_ms),
-                    (b"openai-version", b"2020-10-01"),
                     (b"x-content-type-options", b"nosniff"),
                     *headers,
                 ],
             }
         )
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    body: bytes = message.get("body", b"")
+    return body
 
 
 def _too_large(max_bytes: int) -> ApiError:

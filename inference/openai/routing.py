@@ -10,12 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from accounts.keyring import Identity, Keyring
+from gpucloud.lib.asgi import Receive, Scope, Send
 from gpucloud.lib.ids import make_id
 from inference.completions import Completion
 from inference.openai.auth import identify
 from inference.openai.endpoints import Endpoints
 from inference.openai.errors import ApiError
-from inference.openai.http import ClientGone, Exchange, Receive, Scope, Send
+from inference.openai.http import ClientGone, Exchange
 from inference.requestlog import RequestLine, RequestLog
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import ArgumentParser
 from itertools import cycle, islice
@@ -15,6 +16,8 @@ from django.db.migrations.executor import MigrationExecutor
 from cluster.simulation.fleet import DEFAULT_FLEET, FleetWorker
 from gpucloud.instance import AlreadyRunning, lock_for_database
 from gpucloud.lib.children import Children
+
+log = logging.getLogger(__name__)
 
 
 class Command(BaseCommand):
@@ -45,6 +48,7 @@ class Command(BaseCommand):
             listener = open_socket(host, port)
         except OSError as error:
             raise CommandError(f"Cannot listen on {host}:{port}: {error.strerror}. Try another --port.") from None
+        log.info("listening on %s", url)
         fleet = Children()
         try:
             for worker in islice(cycle(DEFAULT_FLEET), simulate):
