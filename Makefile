@@ -18,7 +18,7 @@ dev: $(VENV)
 
 # All tests; browser tests are skipped, with a loud line, where there is no Chromium.
 test: $(VENV)
-	@$(RUN) -m pytest -q -n 2 --dist loadgroup
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The checks that need no running product.
 lint: $(VENV)

@@ -39,5 +39,5 @@ def ensure_demo_access(*, email: str, password: str, secret: str) -> DemoAccess:
 def _is_usable(secret: str) -> bool:
     if not is_well_formed(secret.encode()):
         return False
-    digest = digest_key(secret, settings.KEY_PEPPER.encode())
+    digest = digest_key(secret, settings.KEY_PEPPER.encode()).hex()
     return ApiKey.objects.filter(digest=digest, revoked_at=None, expires_at=None, user__is_active=True).exists()

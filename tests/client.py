@@ -91,7 +91,8 @@ async def call(server: LiveServer, *, key: str = "", **more: Any) -> AsyncIterat
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(
         f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer {key or server.key}\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
+        f"Authorization: Bearer {key or server.key}\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
+        + raw
     )
     try:
         yield Call(reader, writer)

@@ -34,7 +34,7 @@ def charlie(db: None) -> User:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """A real server with two fast workers, shared by tests that leave it as they found it."""
-    with live_server(tmp_path_factory.mktemp("live")) as server:
+    with live_server(tmp_path_factory.mktemp("live"), GPUCLOUD_NO_WORKER_GRACE_S="1") as server:
         server.start_worker("--speed", "0", "--model", "llama-3-8b", "mistral-7b", name="fast")
         server.start_worker("--speed", "0", "--gpu", "A6000", "--model", "mistral-7b", name="second")
         yield server

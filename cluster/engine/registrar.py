@@ -79,7 +79,8 @@ class Registrar:
         while True:
             try:
                 await self.reconcile()
-            except DatabaseError:
+            except Exception:
+                # Whatever one row's trouble is: a watch that ended would leave revoked workers in.
                 log.exception("workers could not be written down; trying again")
             await asyncio.sleep(INTERVAL_S)
 

@@ -60,14 +60,16 @@ class Matcher:
         return [record for head in heads for record in self.follow(head, now)]
 
     def _most_urgent_for(self, worker: WorkerRecord) -> TaskRecord | None:
-        """Return the first that the worker can take of each model's heads, and of these the first."""
+        """Return the first head that fits of each of the worker's models, and of these the first."""
         most_urgent = None
         for model in worker.offers:
             queue = self._queues.get(model)
             if queue is None:
                 continue
+            # Read once: where tasks are large and tenants many, few heads fit and all are looked at.
+            room_tokens = worker.room_tokens(model)
             for head in queue.heads():
-                if worker.fits(head) and worker.spec.id not in self._placement.excluded(head):
+                if head.kv_tokens <= room_tokens and worker.spec.id not in self._placement.excluded(head):
                     if most_urgent is None or _urgency(head) < _urgency(most_urgent):
                         most_urgent = head
                     break

@@ -197,19 +197,16 @@ class WorkerRecord:
         return record.kv_tokens * self.offers[record.task.model].kv_bytes_per_token if self.spec.kv_bytes else 0
 
     def limit_tokens(self, model: str) -> int:
-        """Return the most tokens, prompt and answer, that one task of a model can have here."""
-        offer = self.offers[model]
-        if not self.spec.kv_bytes or not offer.kv_bytes_per_token:
-            return offer.context_tokens
-        return min(offer.context_tokens, self.spec.kv_bytes // offer.kv_bytes_per_token)
+        """Return the most tokens, prompt and answer, that one task of a model can ever have here."""
+        return self._tokens(model, self.spec.kv_bytes)
+
+    def room_tokens(self, model: str) -> int:
+        """Return the most tokens that one task of a model can have if it starts here now."""
+        return self._tokens(model, self.spec.kv_bytes - self.kv_used_bytes)
 
     def fits(self, record: TaskRecord) -> bool:
         """Return whether the task can start here now."""
-        return (
-            self.held < self.spec.capacity
-            and record.kv_tokens <= self.offers[record.task.model].context_tokens
-            and self.kv_used_bytes + self.kv_need(record) <= self.spec.kv_bytes
-        )
+        return self.held < self.spec.capacity and record.kv_tokens <= self.room_tokens(record.task.model)
 
     def take(self, record: TaskRecord) -> None:
         """Reserve a slot and KV cache for the task's current attempt."""
@@ -240,3 +237,9 @@ class WorkerRecord:
             self.held -= 1
             self.kv_used_bytes -= release.kv_bytes
         return release
+
+    def _tokens(self, model: str, kv_bytes: int) -> int:
+        offer = self.offers[model]
+        if not self.spec.kv_bytes or not offer.kv_bytes_per_token:
+            return offer.context_tokens
+        return min(offer.context_tokens, kv_bytes // offer.kv_bytes_per_token)

@@ -86,4 +86,5 @@ _STATUS = {
     "server_draining": 503,
     "service_unavailable": 503,
     "timeout": 504,
+    "context_length_exceeded": 400,
 }

@@ -18,8 +18,6 @@ import pytest
 from cluster.simulation.fleet import DEFAULT_FLEET
 from tests.live import ROOT, LiveServer, is_alive, wait_until
 
-pytestmark = pytest.mark.xdist_group("workers")
-
 FACTS = ("url", "login", "password", "api key", "curl")
 
 

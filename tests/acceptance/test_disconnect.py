@@ -21,8 +21,6 @@ from tests.client import Call, call, until
 from tests.fakes import FakeBackend
 from tests.live import WORKER_TOKEN, LiveServer, live_server
 
-pytestmark = pytest.mark.xdist_group("disconnect")
-
 MAX_CANCEL_S = 0.25
 
 

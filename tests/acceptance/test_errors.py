@@ -32,7 +32,7 @@ def send(
 
 
 def assert_envelope(answer: tuple[int, dict[str, str], dict[str, Any]]) -> dict[str, Any]:
-    status, headers, body = answer
+    _, headers, body = answer
     assert headers["content-type"] == "application/json"
     assert headers["x-request-id"].startswith("req_")
     assert set(body) == {"error"}
@@ -104,7 +104,7 @@ def test_an_unknown_model_is_not_found(live):
 
 
 def test_a_model_that_no_worker_serves_is_refused_with_the_reason(live):
-    """The server is older than its grace by now or not; either way the answer is a 503 with advice."""
+    """At once or, while the server is young, after its grace: either way a 503 with advice."""
     answer = send(live, "POST", CHAT, HELLO | {"model": "llama-2-70b"})
 
     error = assert_envelope(answer)

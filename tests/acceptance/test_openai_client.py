@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import openai
 import pytest
 
 from inference.tokens import count_text
-from tests.live import LiveServer
+from tests.live import LiveServer, wait_until
 
 QUESTION = [{"role": "user", "content": "How does a scheduler keep its promises?"}]
 
@@ -51,8 +54,6 @@ def test_a_stream_has_the_exact_chunks(client):
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["x-request-id"].startswith("req_")
         lines = [line for line in response.iter_lines() if line]
-
-    import json
 
     assert lines[-1] == "data: [DONE]"
     role, *contents, finish, usage = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
@@ -100,8 +101,6 @@ def test_billed_tokens_are_the_tokens_of_the_text(client):
 
 
 async def test_the_async_client_works_with_many_streams_at_once(live):
-    import asyncio
-
     async with openai.AsyncOpenAI(base_url=live.base_url, api_key=live.key, max_retries=0) as client:
 
         async def ask(seed: int) -> str:
@@ -198,8 +197,6 @@ def test_the_books_balance(live, client):
 
 
 def test_each_request_leaves_one_line_without_its_content(live, client):
-    from tests.live import wait_until
-
     secret = "canary-in-the-prompt"
     raw = client.chat.completions.with_raw_response.create(
         model="llama-3-8b", messages=[{"role": "user", "content": secret}], max_tokens=2

@@ -17,8 +17,6 @@ import pytest
 from tests.client import call
 from tests.live import LiveServer, free_port, is_alive, live_server, wait_until
 
-pytestmark = pytest.mark.xdist_group("server")
-
 SLOW = ("--ttft-ms", "1", "--itl-ms", "30")
 FAST = ("--speed", "0")
 
@@ -32,11 +30,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 @pytest.fixture
-def unstarted(tmp_path: Path) -> LiveServer:
-    """A server's folder, prepared."""
+def unstarted(tmp_path: Path) -> Iterator[LiveServer]:
+    """A server's folder, prepared; what runs there at the end is ended."""
     server = LiveServer(tmp_path)
     server.prepare()
-    return server
+    yield server
+    server.stop(signal.SIGKILL)
 
 
 def states(server: LiveServer) -> dict[str, int]:
@@ -119,7 +118,10 @@ async def test_after_kill_9_children_end_what_was_open_is_lost_and_the_books_bal
         await done.answer()
     children = server.children()
     assert len(children) == 1
-    async with call(server, model="gpt-4o", stream=True, max_tokens=4000) as stream, call(server, model="gpt-4o"):
+    async with (
+        call(server, model="gpt-4o", stream=True, max_tokens=4000) as stream,
+        call(server, model="gpt-4o", max_tokens=4000),
+    ):
         assert await stream.head() == 200
         wait_until(lambda: states(server) == {"completed": 1, "open": 2}, "both are on record")
 

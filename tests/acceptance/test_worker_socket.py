@@ -21,8 +21,6 @@ from tests.client import Call, call, until
 from tests.fakes import FakeBackend, make_hello
 from tests.live import WORKER_TOKEN, LiveServer, live_server
 
-pytestmark = pytest.mark.xdist_group("disconnect")
-
 HELLO_TIMEOUT_S = 0.5
 
 
@@ -113,9 +111,7 @@ DEEP = b"\x91" * 100_000
         pytest.param("x" * (2 * 1024 * 1024), 1009, id="2 MiB of text"),
     ],
 )
-async def test_a_bad_first_frame_costs_the_socket(
-    server: LiveServer, stream: Stream, frame: str | bytes, code: int
-):
+async def test_a_bad_first_frame_costs_the_socket(server: LiveServer, stream: Stream, frame: str | bytes, code: int):
     async with dial(server) as socket:
         await socket.send(frame)
         await stream.goes_on()

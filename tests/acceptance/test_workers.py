@@ -14,8 +14,6 @@ import pytest
 from tests.client import call
 from tests.live import ROOT, LiveServer, live_server, process_environment, wait_until
 
-pytestmark = pytest.mark.xdist_group("workers")
-
 SILENT = ("--ttft-ms", "60000", "--itl-ms", "0")
 """A worker that has not said a word when its end comes."""
 SLOW = ("--ttft-ms", "1", "--itl-ms", "30")
@@ -44,9 +42,7 @@ def row_of(server: LiveServer, request_id: str) -> dict[str, Any]:
 
 def wait_until_assigned(server: LiveServer) -> None:
     """Return once a request is on record; the only worker has it then."""
-    wait_until(
-        lambda: server.rows("SELECT id FROM inference_request WHERE state = 'open'"), "the request is on record"
-    )
+    wait_until(lambda: server.rows("SELECT id FROM inference_request WHERE state = 'open'"), "the request is on record")
 
 
 def run_worker(*arguments: str, token: str = "wk-some-token") -> subprocess.CompletedProcess[str]:
@@ -225,11 +221,15 @@ def test_a_revoked_token_closes_the_links_that_are_up(server: LiveServer):
 
 
 async def test_a_worker_comes_back_to_a_server_that_was_restarted(server: LiveServer):
+    """Many at once: some dial again while the old server still listens, and must not take that for a refusal."""
+    names = [f"worker joined: loyal-{number} " for number in range(1, 9)]
     server.start_worker(*FAST, "--count", "8", name="loyal")
+    wait_until(lambda: all(name in server.log() for name in names), "all joined")
 
     assert server.stop_server() == 0
     server.start()
 
-    wait_until(lambda: server.log().count("worker joined: loyal-8") == 2, "all came back")
+    # The longest wait between two tries is 10 s.
+    wait_until(lambda: all(server.log().count(name) == 2 for name in names), "all came back", timeout_s=25)
     async with call(server, max_tokens=3) as client:
         assert (await client.answer())["usage"]["completion_tokens"] == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from cluster.brokers.memory import MemoryBroker
 from cluster.domain import ClusterSnapshot
 from cluster.scheduler.commands import CancelAttempt, Command
 from cluster.scheduler.events import Event, TaskCancelled
+from tests.client import until
 
 T = TypeVar("T")
 
@@ -29,9 +29,7 @@ class Inbox(list[T]):
     """Collects what a broker delivers, and waits for it."""
 
     async def expect(self, count: int) -> list[T]:
-        async with asyncio.timeout(5):
-            while len(self) < count:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self) >= count, f"{count} messages")
         return self[:]
 
 

@@ -32,7 +32,7 @@ class Door:
         broker.attach_dispatcher(self.events.append)
         self.gateway = Gateway("node-1", broker, heartbeat_s=5.0, max_frame_bytes=1024)
         self.shown: list[str] = []
-        self.credential: WorkerCredential | None | Exception = CREDENTIAL
+        self.credential: WorkerCredential | Exception | None = CREDENTIAL
 
     async def authenticate(self, secret: str) -> WorkerCredential | None:
         self.shown.append(secret)
@@ -43,9 +43,7 @@ class Door:
     @asynccontextmanager
     async def knock(self, *headers: tuple[bytes, bytes], hello_timeout_s: float = 5.0) -> AsyncIterator[Socket]:
         """Return a socket whose handshake is under way."""
-        consumer = WorkerConsumer(
-            gateway=self.gateway, authenticate=self.authenticate, hello_timeout_s=hello_timeout_s
-        )
+        consumer = WorkerConsumer(gateway=self.gateway, authenticate=self.authenticate, hello_timeout_s=hello_timeout_s)
         socket = Socket()
         scope = {"type": "websocket", "headers": headers or (BEARER,)}
         served = asyncio.create_task(consumer(scope, socket.inbox.get, socket.outbox.put))

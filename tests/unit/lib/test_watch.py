@@ -176,8 +176,8 @@ async def test_close_ends_a_receive_that_only_yielded():
 
     async def receive() -> MutableMapping[str, Any]:
         try:
-            while True:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            return REQUEST
         finally:
             ended()
 

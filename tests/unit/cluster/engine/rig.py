@@ -97,9 +97,7 @@ class RigWorker:
     def hear(self) -> list[FromGateway]:
         """Return what the gateway has said since the last call."""
         return [
-            message
-            for frame in self.link.take_frames()
-            for message in self._session.receive(frame, time.monotonic())
+            message for frame in self.link.take_frames() for message in self._session.receive(frame, time.monotonic())
         ]
 
     def take(self) -> Assign:

@@ -302,7 +302,7 @@ async def test_the_same_process_on_a_new_link_replaces_the_old_one(rig: Rig):
 
     assert old.close_code == CloseCode.REPLACED
     assert list(rig.gateway.links) == [new.link.id]
-    welcome, assign = new.heard
+    _, assign = new.heard
     assert isinstance(assign, Assign)
     assert assign.attempt == 2
     rig.gateway.leave(old.link, "closed")

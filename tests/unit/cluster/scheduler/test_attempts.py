@@ -171,3 +171,14 @@ def test_a_code_that_clients_may_see_is_passed_on(scheduler: CheckedScheduler) -
     [failure] = scheduler.handle(AttemptFailed("t1", 1, "a", "context_length_exceeded", retryable=False), 1.0)
 
     assert isinstance(failure, FailTask) and failure.code == "context_length_exceeded"
+
+
+def test_only_known_words_of_workers_reach_clients(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("w", capacity=2)), 0.0)
+    for name, code in (("t1", "context_length_exceeded"), ("t2", "secret-hostname")):
+        scheduler.handle(submit(make_task(name)), 0.0)
+        [failure] = scheduler.handle(AttemptFailed(name, 1, "w", code, retryable=False), 1.0)
+
+        assert isinstance(failure, FailTask) and failure.outcome is Outcome.FAILED
+        assert failure.code == ("context_length_exceeded" if name == "t1" else "worker_failed")
+        assert "secret" not in failure.message
