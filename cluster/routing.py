@@ -15,9 +15,7 @@ def worker_socket(gateway: Gateway, registrar: Registrar, *, hello_timeout_s: fl
     """Return the application behind `/ws/worker/`."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        consumer = WorkerConsumer(
-            gateway=gateway, authenticate=registrar.authenticate, hello_timeout_s=hello_timeout_s
-        )
+        consumer = WorkerConsumer(gateway=gateway, authenticate=registrar.authenticate, hello_timeout_s=hello_timeout_s)
         await consumer(scope, receive, send)
 
     return application

@@ -96,10 +96,10 @@ def test_tenants_of_a_tier_take_turns_however_much_one_of_them_sends(scheduler: 
 def test_a_worker_of_two_models_takes_the_higher_tier_then_the_earlier_arrival(scheduler: CheckedScheduler) -> None:
     scheduler.handle(join(make_spec("w", models=("x", "y"))), 0.0)
     scheduler.handle(submit(make_task("first", model="x")), 0.0)
-    scheduler.handle(submit(make_task("late x", model="x", tier=Tier.PRIORITY)), 0.0)
     scheduler.handle(submit(make_task("y1", model="y")), 0.0)
     scheduler.handle(submit(make_task("x1", model="x")), 0.0)
     scheduler.handle(submit(make_task("y2", model="y")), 0.0)
+    scheduler.handle(submit(make_task("late x", model="x", tier=Tier.PRIORITY)), 0.0)
 
     assert served(scheduler, "first") == ["late x", "y1", "x1", "y2"]
 
