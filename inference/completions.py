@@ -97,10 +97,6 @@ class Completions:
 
     async def start(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion:
         """Admit a request and hand it to the cluster, or raise the `ApiError` that says why not."""
-        if self.draining:
-            raise unavailable("This server is restarting. Try again in a moment.", "server_draining")
-        if not self._ledger.healthy:
-            raise unavailable("Requests cannot be recorded just now. Try again in a moment.", "service_unavailable")
         card = MODELS.get(chat.model)
         if card is None:
             raise model_not_found(chat.model)
@@ -108,6 +104,11 @@ class Completions:
         prompt_tokens = await tokens.count_chat_async(chat.model, messages)
         context_tokens = card.gpucloud.context_tokens
         max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens)
+        # After the last await: from here on a request is either refused or seen by the drain.
+        if self.draining:
+            raise unavailable("This server is restarting. Try again in a moment.", "server_draining")
+        if not self._ledger.healthy:
+            raise unavailable("Requests cannot be recorded just now. Try again in a moment.", "service_unavailable")
         task = Task(
             id=request_id,
             model=chat.model,

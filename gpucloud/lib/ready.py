@@ -22,13 +22,19 @@ class Rest(Awaitable[T]):
         self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, None, T]:
-        # The event loop is handed the future that the coroutine has already yielded, then goes on
-        # with the coroutine itself. Closing or cancelling passes through `yield from`.
+        # The event loop is handed the future that the coroutine has already yielded. What comes of
+        # it, an error or a cancellation among it, is the coroutine's own business.
         try:
             yield self._waits_for
-        except BaseException:
+        except GeneratorExit:
             self._coroutine.close()
             raise
+        except BaseException as error:
+            try:
+                waits_for = self._coroutine.throw(error)
+            except StopIteration as stop:
+                return cast("T", stop.value)
+            return (yield from Rest(self._coroutine, waits_for).__await__())
         return (yield from self._coroutine.__await__())
 
 

@@ -21,7 +21,8 @@ from typing import Any, cast
 from gpucloud.lib.asgi import Message, Receive
 
 AFTER_S = 0.05
-"""How long a request may run unwatched; its client's departure is seen that much later at most."""
+"""How long a request may run unwatched; young ones are looked at twice as often, so that a departure
+is seen one and a half times as much later at most."""
 
 
 class Watch:

@@ -14,7 +14,6 @@ from accounts.keys import digest_key, make_key, prefix_of
 from accounts.selectors import KeyRow
 
 PEPPER = b"pepper"
-PEPPER = b"pepper"
 START_S = 1_800_000_000.0
 
 

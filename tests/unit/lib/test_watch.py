@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpucloud.lib.watch import DisconnectWatcher
+from gpucloud.lib.watch import DisconnectWatcher, Watch
+from tests.client import until
 
 REQUEST = {"type": "http.request", "body": b"", "more_body": False}
 DISCONNECT = {"type": "http.disconnect"}
@@ -207,3 +208,48 @@ async def test_the_watcher_may_be_closed_by_what_it_calls():
     await turns()
 
     assert connection.left == connection.calls == 1
+
+
+async def test_a_request_that_is_over_soon_is_never_watched():
+    connection, gone = Connection(DISCONNECT), Departure()
+    watch = Watch(after_s=0.01)
+
+    watched = watch.start(connection.receive, gone)
+    watch.stop(watched)
+    watch.stop(watched)
+    later, left_later = Connection(DISCONNECT), Departure()
+    watch.start(later.receive, left_later)
+    await until(lambda: left_later.count == 1, "the one that goes on is watched")
+
+    assert (connection.calls, gone.count) == (0, 0)
+
+
+async def test_a_request_that_goes_on_is_watched_until_it_is_stopped():
+    connection, gone = Connection(), Departure()
+    watch = Watch(after_s=0.01)
+    watched = watch.start(connection.receive, gone)
+    assert connection.calls == 0
+    await until(lambda: connection.calls == 1, "it is watched")
+
+    watch.stop(watched)
+    connection.queue.put_nowait(DISCONNECT)
+    await turns()
+
+    assert connection.left == 1
+    assert gone.count == 0
+
+
+async def test_those_who_come_while_others_are_watched_are_watched_in_their_turn():
+    watch = Watch(after_s=0.01)
+    connections = [Connection() for _ in range(3)]
+    departures = [Departure() for _ in connections]
+    for connection, gone in zip(connections, departures, strict=True):
+        watch.start(connection.receive, gone)
+        await asyncio.sleep(0.004)
+    await until(lambda: all(connection.calls for connection in connections), "all are watched")
+
+    for connection in connections:
+        connection.queue.put_nowait(DISCONNECT)
+    await turns()
+
+    assert [gone.count for gone in departures] == [1, 1, 1]
