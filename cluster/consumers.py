@@ -46,15 +46,17 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
         try:
             credential = await self._admit(scope)
         except UnableToAuthenticate:
-            await _turn_away(send, CloseCode.TRY_AGAIN)
+            # Closed after it was let in: a refused handshake would mean that it may not come again.
+            await _answer(send, _ACCEPT, _close(CloseCode.TRY_AGAIN))
             return
         if credential is None:
-            await send({"type": "websocket.close", "code": CloseCode.NO_TOKEN})
+            await _answer(send, _close(CloseCode.NO_TOKEN))
             return
         if self._gateway.draining:
-            await _turn_away(send, CloseCode.GOING_AWAY)
+            await _answer(send, _ACCEPT, _close(CloseCode.GOING_AWAY))
             return
-        await send({"type": "websocket.accept"})
+        if not await _answer(send, _ACCEPT):
+            return
         session = GatewaySession(
             allowed_models=credential.models, now=time.monotonic(), hello_timeout_s=self._hello_timeout_s
         )
@@ -127,7 +129,20 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             self._gateway.hang_up(link, CloseCode.SILENT, f"no hello within {self._hello_timeout_s:g} s")
 
 
-async def _turn_away(send: Send, code: CloseCode) -> None:
-    """Close a socket that may come again: a refused handshake would mean that it may not."""
-    await send({"type": "websocket.accept"})
-    await send({"type": "websocket.close", "code": int(code)})
+async def _answer(send: Send, *messages: dict[str, Any]) -> bool:
+    """Answer a handshake; return False if its socket ended while the token was looked up."""
+    try:
+        for message in messages:
+            await send(message)
+    except (OSError, RuntimeError, AssertionError) as error:
+        # uvicorn lets an assertion of websockets through where the socket has been shut meanwhile.
+        log.info("a worker left before its handshake was answered: %s", type(error).__name__)
+        return False
+    return True
+
+
+def _close(code: CloseCode) -> dict[str, Any]:
+    return {"type": "websocket.close", "code": int(code)}
+
+
+_ACCEPT: dict[str, Any] = {"type": "websocket.accept"}

@@ -8,11 +8,18 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
+from itertools import count
 from typing import Any
 
+from cluster.domain import Generation, Message
+from cluster.simulation.text import natural_text
 from tests.live import LiveServer
 
 CHAT = "/v1/chat/completions"
+PROMPT = "Hello"
+LONG_TOKENS = 700
+"""Longer than any stream that a test reads to its end: answers end by themselves, too."""
 
 
 class Call:
@@ -83,10 +90,22 @@ class Call:
             return bytes(await reading)
 
 
+@cache
+def seed_of_a_long_answer(model: str) -> int:
+    """Return a seed with which a simulated worker says more than `LONG_TOKENS` tokens to `PROMPT`."""
+    for seed in count():
+        generation = Generation(messages=(Message("user", PROMPT),), max_tokens=1, seed=seed)
+        if len(natural_text(model, generation)) > LONG_TOKENS:
+            return seed
+    raise AssertionError("unreachable")
+
+
 @asynccontextmanager
 async def call(server: LiveServer, *, key: str = "", **more: Any) -> AsyncIterator[Call]:
     """Send a chat completion and return the call at once; the answer is the caller's to read."""
-    body = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8} | more
+    model = more.pop("model", "llama-3-8b")
+    body = {"model": model, "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8} | more
+    body.setdefault("seed", seed_of_a_long_answer(model))
     raw = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(

@@ -194,3 +194,23 @@ async def test_after_the_hang_up_nothing_is_heard(door: Door):
         assert await socket.closed() == (CloseCode.SILENT, False)
 
     assert [type(event) for event in door.events] == [WorkerJoined, WorkerLost]
+
+
+@pytest.mark.parametrize("credential", [CREDENTIAL, None, UnableToAuthenticate()])
+@pytest.mark.parametrize("error", [AssertionError(), OSError(), RuntimeError()])
+async def test_a_worker_that_leaves_during_its_handshake_is_no_error_of_ours(
+    credential: WorkerCredential | Exception | None, error: Exception
+) -> None:
+    door = Door()
+    door.credential = credential
+    inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    inbox.put_nowait({"type": "websocket.connect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        raise error
+
+    consumer = WorkerConsumer(gateway=door.gateway, authenticate=door.authenticate, hello_timeout_s=5.0)
+    await asyncio.wait_for(consumer({"type": "websocket", "headers": (BEARER,)}, inbox.get, send), 5)
+
+    assert door.gateway.links == {}
+    assert door.events == []
