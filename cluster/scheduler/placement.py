@@ -189,8 +189,13 @@ class Placement:
     def _count_out(self, worker: WorkerRecord, now: float) -> None:
         """Note that a worker's models can have new tasks on it no more."""
         for model in worker.offers:
-            if self._limits.get(model) == worker.limit_tokens(model):
-                limit = max((other.limit_tokens(model) for other in self.serving(model)), default=None)
+            most = worker.limit_tokens(model)
+            if self._limits.get(model) == most:
+                limit = None
+                for other in self.serving(model):
+                    limit = max(limit or 0, other.limit_tokens(model))
+                    if limit == most:
+                        break  # nearly always the first: no need to look at a thousand equals
                 if limit is not None:
                     self._limits[model] = limit
                 else:
