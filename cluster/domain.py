@@ -28,8 +28,8 @@ class Tier(IntEnum):
         return _TIER_WORDS[self]
 
 
-_TIER_WORDS = {tier: tier.name.lower() for tier in Tier}
-TIERS = {word: tier for tier, word in _TIER_WORDS.items()}
+_TIER_WORDS = [tier.name.lower() for tier in Tier]
+TIERS = dict(zip(_TIER_WORDS, Tier, strict=True))
 """Tiers by their word."""
 
 

@@ -21,30 +21,11 @@ from inference import ledger_sql, selectors
 from inference.ledger_store import LedgerStore, Row
 from inference.records import Opened, Settlement
 
-__all__ = ["Entry", "Ledger", "UnableToCommit"]
+__all__ = ["Ledger", "Row", "UnableToCommit"]
 
 DAY_S = 86_400
 
-
-class Entry:
-    """One accepted request in the ledger's hands."""
-
-    __slots__ = ("_closing", "_opening", "opened")
-
-    def __init__(self, opened: Opened, opening: Row) -> None:
-        self.opened = opened
-        self._opening = opening
-        self._closing: Row | None = None
-
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        return self.opened.id
-
-    @property
-    def settled(self) -> bool:
-        """Whether the outcome is decided; it may not be on disk yet."""
-        return self._closing is not None
+TAKEN = TicketState.TAKEN
 
 
 class Ledger:
@@ -96,7 +77,7 @@ class Ledger:
         now = self._clock()
         closings = []
         for opened in left:
-            opening = Row(opened)
+            opening = Row(opened=opened)
             opening.state = TicketState.COMMITTED
             total_ms = max(0.0, now - opened.created_at_s) * 1000
             closings.append(self._close(opening, Settlement(outcome=Outcome.LOST, total_ms=total_ms)))
@@ -107,52 +88,63 @@ class Ledger:
         """Write all that is queued and end the thread."""
         await self._writer.stop()
 
-    def open(self, opened: Opened) -> Entry:
+    def open(self, opened: Opened) -> Row:
         """Queue the row of a request that is being accepted."""
-        opening = Row(opened)
+        row = Row(opened=opened)
         self.admitted += 1
         # It lingers until it is waited for: a request that is settled by then is one INSERT.
-        self._writer.put(opening, linger=True)
-        return Entry(opened, opening)
+        self._writer.put(row, linger=True)
+        return row
 
-    async def opened(self, entry: Entry) -> None:
+    async def opened(self, row: Row) -> None:
         """Return once the request is on record, or raise `UnableToCommit` within the time-out."""
-        await self._writer.wait(entry._opening)
+        await self._writer.wait(row)
 
-    def settle(self, entry: Entry, settlement: Settlement) -> bool:
+    def settle(self, row: Row, settlement: Settlement) -> bool:
         """Decide a request's outcome; return False, and change nothing, if it is decided already."""
-        if entry._closing is not None:
+        if row.last is not None:
             return False
-        entry._closing = self._close(entry._opening, settlement)
+        self._close(row, settlement)
         self.settled += 1
         if self._on_settled is not None:
-            self._on_settled(entry.opened, settlement)
+            self._on_settled(row.opened, settlement)
         return True
 
-    async def committed(self, entry: Entry) -> None:
+    async def committed(self, row: Row) -> None:
         """Return once the outcome is on record, or raise `UnableToCommit` within the time-out.
 
         A caller that gets the error owes its client one too: should the row still reach the disk,
         it says `failed`.
         """
-        if entry._closing is None:
-            raise RuntimeError(f"{entry.id} has no outcome yet: settle it, then wait for the commit.")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tell_committed(row, waiter)
         try:
-            await self._writer.wait(entry._closing)
+            await waiter
         except UnableToCommit:
-            entry._closing.abandoned = True
+            self.give_up(row)
             raise
 
-    def _close(self, opening: Row, settlement: Settlement) -> Row:
+    def tell_committed(self, row: Row, waiter: asyncio.Future[None]) -> None:
+        """Resolve `waiter` as `committed` returns; who gets the error has to `give_up` the row."""
+        last = row.last
+        if last is None:
+            raise RuntimeError(f"{row.opened.id} has no outcome yet: settle it, then wait for the commit.")
+        self._writer.tell(last, waiter)
+
+    def give_up(self, row: Row) -> None:
+        """Note that the client is told of a failure: should the row still reach the disk, it says so."""
+        if row.last is not None:
+            row.last.abandoned = True
+
+    def _close(self, row: Row, settlement: Settlement) -> Row:
         # Not in the thread yet: the row waits where it is and becomes one INSERT in its final state.
-        waits = opening.state is TicketState.QUEUED
-        closing = opening if waits else Row(opening.opened, opening)
-        closing.settlement = settlement
-        closing.ended_at_s = self._clock()
-        if waits:
-            self._writer.urge(closing)
-        else:
-            self._writer.put(closing)
+        if row.state < TAKEN:
+            row.settlement, row.ended_at_s = settlement, self._clock()
+            self._writer.urge(row)
+            return row
+        closing = row.closing = Row(opened=row.opened, opening=row)
+        closing.settlement, closing.ended_at_s = settlement, self._clock()
+        self._writer.put(closing)
         return closing
 
     def _read_left_open(self) -> list[Opened]:

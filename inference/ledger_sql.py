@@ -86,10 +86,11 @@ DELETE_OLDEST = (
 )
 
 
-_SIZES = (32, 16, 8, 4, 2, 1)
+WIDEST = 32
+"""Rows that one INSERT takes at the most: the statements of all widths stay prepared."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4 * WIDEST)
 def _widen(sql: str, rows: int) -> str:
     """Return an INSERT that takes the parameters of several rows."""
     head, _, rest = sql.partition(" VALUES ")
@@ -175,13 +176,11 @@ class Sqlite(Database):
         if len(rows) < 2 or not sql.startswith("INSERT"):
             return int(self._raw.executemany(sql, rows).rowcount)
         # Several rows a statement: each step of a statement lets go of the GIL and has to win it
-        # back from the event loop. Few sizes, so that the statements stay prepared.
-        changed = done = 0
-        for size in _SIZES:
-            while len(rows) - done >= size:
-                params = list(chain.from_iterable(rows[done : done + size]))
-                changed += self._raw.execute(_widen(sql, size), params).rowcount
-                done += size
+        # back from the event loop.
+        changed = 0
+        for start in range(0, len(rows), WIDEST):
+            part = rows[start : start + WIDEST]
+            changed += self._raw.execute(_widen(sql, len(part)), list(chain.from_iterable(part))).rowcount
         return changed
 
     def one(self, sql: str, params: Params) -> Any:
@@ -205,6 +204,7 @@ class Sqlite(Database):
 
     def _connect(self) -> BaseDatabaseWrapper:
         wrapper = self._fresh_wrapper()
+        wrapper.settings_dict["OPTIONS"]["cached_statements"] = 4 * WIDEST
         wrapper.connect()
         self._raw: sqlite3.Connection = wrapper.connection
         for pragma in (

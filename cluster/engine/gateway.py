@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 MAX_STRAYS_PER_MINUTE = 100
 
+CANCELLED = FinishReason.CANCELLED
+
 
 class Gateway:
     """Holds this node's streams and links and speaks for them."""
@@ -73,7 +75,8 @@ class Gateway:
 
     def close(self, stream: TokenStream) -> None:
         """Forget a stream; if it still runs, its work is stopped."""
-        self.abandon(stream)
+        if not stream.ended:
+            self.abandon(stream)
         self.streams.pop(stream.task.id, None)
         if not self.streams and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -212,16 +215,17 @@ class Gateway:
                 started.append(stream)
 
     def _on_finished(self, link: WorkerLink, finished: Finished) -> None:
+        task_id, attempt, reason = finished.task, finished.attempt, finished.reason
         worker_id = _worker(link).id
-        if not self._end_assignment(link, finished.task, finished.attempt):
+        if not self._end_assignment(link, task_id, attempt):
             return
-        if finished.reason is FinishReason.CANCELLED:
-            self._broker.publish_event(events.AttemptReleased(finished.task, finished.attempt, worker_id))
+        if reason is CANCELLED:
+            self._broker.publish_event(events.AttemptReleased(task_id, attempt, worker_id))
             return
-        if stream := self.streams.get(finished.task):
-            stream.finish(worker_id, finished.attempt, finished.reason, finished.generated_tokens)
+        if stream := self.streams.get(task_id):
+            stream.finish(worker_id, attempt, reason, finished.generated_tokens)
         # Told also when the stream is gone: the worker's slot is free, whoever was waiting.
-        self._broker.publish_event(events.AttemptFinished(finished.task, finished.attempt, worker_id))
+        self._broker.publish_event(events.AttemptFinished(task_id, attempt, worker_id))
 
     def _on_failed(self, link: WorkerLink, failed: Failed) -> None:
         if self._end_assignment(link, failed.task, failed.attempt):

@@ -17,7 +17,7 @@ from django.db import connections
 from accounts.models import User
 from cluster.domain import Outcome
 from inference.balance import list_checks
-from inference.ledger import Entry, Ledger, UnableToCommit
+from inference.ledger import Ledger, UnableToCommit
 from inference.ledger_sql import open_database
 from inference.ledger_store import LedgerStore, Row
 from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
@@ -78,7 +78,7 @@ def make_settlement(outcome: Outcome = Outcome.COMPLETED, **fields: Any) -> Sett
     return Settlement(outcome=outcome, **described | fields)
 
 
-async def complete(ledger: Ledger, opened: Opened, **fields: Any) -> Entry:
+async def complete(ledger: Ledger, opened: Opened, **fields: Any) -> Row:
     entry = ledger.open(opened)
     await ledger.opened(entry)
     ledger.settle(entry, make_settlement(**fields))
@@ -104,7 +104,7 @@ async def test_an_opened_request_is_on_record_as_open(using: str, alice_id: int,
         row = Request.objects.using(using).get()
         assert (row.id, row.state, row.created_at, row.ended_at) == ("req_1", "open", NOW, None)
         assert (row.stream, row.prompt_tokens, row.key_id) == (True, 10, None)
-        assert (entry.settled, ledger.live) == (False, 1)
+        assert (entry.last is not None, ledger.live) == (False, 1)
         assert differences(using) == {}
 
 
@@ -150,7 +150,7 @@ async def test_a_request_settled_before_its_row_was_written_is_one_insert(
         entry = ledger.open(make_opened(alice_id))
         ledger.settle(entry, make_settlement(Outcome.FAILED, error_code="no_worker_available"))
 
-        assert entry._closing is entry._opening
+        assert entry.last is entry
         await ledger.opened(entry)
         await ledger.committed(entry)
 
