@@ -151,6 +151,14 @@ class Gateway:
             case commands.FailTask():
                 if stream := self.streams.get(command.task_id):
                     stream.fail(StreamFailure(command.outcome, command.code, command.message, command.retry_after_s))
+            case commands.AnnounceWait():
+                pass
+            case commands.DrainWorker():
+                if link := self.links.get(command.link):
+                    link.send(Drain())
+            case commands.ProbeWorker():
+                # Not built yet: as if the worker could not do it.
+                self._broker.publish_event(events.ProbeAnswered(command.worker_id, command.link, command.probe, False))
             case commands.EvictWorker():
                 # The dispatcher has let go of it already: nothing to tell, only to close.
                 if link := self.links.pop(command.link, None):
