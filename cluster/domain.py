@@ -51,6 +51,16 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
+class Intent(StrEnum):
+    """What an operator wants of a worker; what it does about it is its status."""
+
+    NONE = "none"
+    CORDONED = "cordoned"
+    """Nothing new; what runs goes on, and it stays linked."""
+    DRAINING = "draining"
+    """Nothing new; it is asked to finish and to leave."""
+
+
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One turn of the conversation, its text parts already joined."""
 

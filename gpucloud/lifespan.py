@@ -50,7 +50,7 @@ class Node:
         )
         self.keyring = Keyring(pepper=settings.KEY_PEPPER.encode(), poll_s=settings.KEY_POLL_S)
         self.ledger = Ledger(node=settings.NODE, commit_timeout_s=settings.LEDGER_COMMIT_S)
-        self.registrar = Registrar(self.runtime.gateway)
+        self.registrar = Registrar(self.runtime.gateway, self.runtime.broker)
         self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
         self.completions = Completions(self.runtime.gateway, self.ledger)
         endpoints = Endpoints(

@@ -90,6 +90,8 @@ class Scheduler:
                 self._on_draining(event, now)
             case events.WorkerLost():
                 self._on_lost(event, now)
+            case events.IntentsObserved():
+                pass
             case _:
                 assert_never(event)
         return out

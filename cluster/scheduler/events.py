@@ -96,6 +96,13 @@ class WorkerLost(msgspec.Struct, frozen=True):
     reason: str
 
 
+class IntentsObserved(msgspec.Struct, frozen=True):
+    """Which workers operators want cordoned or drained: the whole truth, told again every second."""
+
+    cordoned: frozenset[str]
+    draining: frozenset[str]
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed: whatever is due happens now."""
 
@@ -112,5 +119,6 @@ Event = (
     | HeartbeatReceived
     | WorkerDraining
     | WorkerLost
+    | IntentsObserved
     | Tick
 )
