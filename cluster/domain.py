@@ -51,16 +51,6 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
-class Intent(StrEnum):
-    """What an operator wants of a worker; what it does about it is its status."""
-
-    NONE = "none"
-    CORDONED = "cordoned"
-    """Nothing new; what runs goes on, and it stays linked."""
-    DRAINING = "draining"
-    """Nothing new; it is asked to finish and to leave."""
-
-
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One turn of the conversation, its text parts already joined."""
 
@@ -101,6 +91,44 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     def kv_tokens(self) -> int:
         """KV-cache tokens to reserve on a worker: the prompt and all it may generate."""
         return self.prompt_tokens + self.generation.max_tokens
+
+
+class WaitReason(StrEnum):
+    """Why a task is still in line; the words that clients, timelines and panels show."""
+
+    NO_SLOT = "no_slot"
+    """Every worker that takes tasks of its model is full."""
+    NO_KV_ROOM = "no_kv_room"
+    """There are free slots, but none with room for the tokens that it may need."""
+    NO_WORKER = "no_worker"
+    """No worker takes tasks of its model just now."""
+    BEHIND_OTHERS = "behind_others"
+    """An older task of the same tenant is to go first."""
+    ISOLATION = "isolation"
+    """A worker died with it: it waits for a worker that it has to itself."""
+    RESUME = "resume"
+    """Its answer has begun: it waits for a worker that can continue the text."""
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """Why a task went to the worker that it went to. Scores are 0..1, and 1 is best."""
+
+    candidates: int
+    """Workers with a free slot among which it was chosen."""
+    load: float
+    """How free the worker was: 1 less the larger share in use of its slots and its KV cache."""
+    wait: float
+    """How soon it gives a first token: its speed as a share of the fastest worker's."""
+
+
+class Intent(StrEnum):
+    """What operators want of a worker."""
+
+    NONE = "none"
+    CORDONED = "cordoned"
+    """It finishes what it has and gets nothing new, until they think otherwise."""
+    DRAINING = "draining"
+    """It finishes what it has and is told to leave."""
 
 
 class ModelOffer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -30,7 +30,7 @@ START_COLUMNS = (
 )  # fmt: skip
 END_COLUMNS = (
     "state", "finish_reason", "error_code", "generated_tokens", "delivered_tokens", "completion_tokens",
-    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at",
+    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at", "timeline",
 )  # fmt: skip
 SUM_COLUMNS = ("hour", "user_id", "key_id", "model", "node")
 USAGE_COLUMNS = (
@@ -58,7 +58,7 @@ OPEN_REQUEST = _insert(
     "inference_request",
     START_COLUMNS + END_COLUMNS,
     "(id) DO NOTHING",
-    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL"),
+    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL", "NULL"),
 )
 INSERT_REQUEST = _insert("inference_request", START_COLUMNS + END_COLUMNS, "(id) DO NOTHING")
 END_REQUEST = (

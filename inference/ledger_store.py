@@ -21,6 +21,7 @@ from inference import ledger_sql as sql
 from inference.histograms import Bars
 from inference.models import OPEN
 from inference.records import Opened, Settlement
+from inference.timeline import encode_timeline
 
 SumKey = tuple[int, int, int, str, str]
 """Hour since the epoch, user, key or 0, model, node."""
@@ -250,6 +251,7 @@ class LedgerStore:
             end.ttft_ms,
             end.total_ms,
             self._database.stamp(row.ended_at_s),
+            encode_timeline(end.timeline) if end.timeline else None,
         )
 
     def _move_retention(self, now: float) -> bool:

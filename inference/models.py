@@ -58,6 +58,8 @@ class Request(models.Model):
     total_ms = models.FloatField(default=0.0)
     created_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
+    timeline = models.TextField(null=True)  # noqa: DJ001 — null: a plain story, told by the columns
+    """What befell it on the way; see `timeline`."""
 
     class Meta:
         db_table = "inference_request"

@@ -97,7 +97,7 @@ class WorkerLost(msgspec.Struct, frozen=True):
 
 
 class IntentsObserved(msgspec.Struct, frozen=True):
-    """Which workers operators want cordoned or drained: the whole truth, told again every second."""
+    """What operators want of workers now: the whole truth each time, not a change of it."""
 
     cordoned: frozenset[str]
     draining: frozenset[str]

@@ -15,13 +15,14 @@ from django.core.management import call_command
 from django.db import connections
 
 from accounts.models import User
-from cluster.domain import Outcome
+from cluster.domain import Choice, Outcome, WaitReason
 from inference.balance import list_checks
 from inference.ledger import Entry, Ledger, UnableToCommit
 from inference.ledger_sql import open_database
 from inference.ledger_store import LedgerStore, Row
 from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
-from inference.records import Opened, Settlement
+from inference.records import Assigned, Opened, Queued, Settlement
+from inference.timeline import tell_story
 
 NOW_S = 1_780_000_000.25
 NOW = datetime.fromtimestamp(NOW_S, UTC)
@@ -178,6 +179,27 @@ async def test_a_lost_request_bills_nothing(using: str, alice_id: int, ledgers: 
         assert (row.delivered_tokens, row.completion_tokens) == (7, 0)
         usage = UsageRollup.objects.using(using).get()
         assert (usage.prompt_tokens, usage.completion_tokens, usage.generated_tokens) == (0, 0, 9)
+
+
+NOTED = (
+    Queued(0.1, WaitReason.NO_SLOT, 2),
+    Assigned(1.5, 1, "wrk_1", "h100-1", "H100", 0, Choice(3, 0.9, 1.0)),
+)
+
+
+@pytest.mark.parametrize("flushed", [True, False], ids=["updated", "inserted"])
+async def test_a_timeline_is_kept_with_its_row(using: str, alice_id: int, ledgers: Ledgers, flushed: bool) -> None:
+    async with ledgers() as ledger:
+        entry = ledger.open(make_opened(alice_id))
+        if flushed:
+            await ledger.opened(entry)
+            assert Request.objects.using(using).get().timeline is None
+        ledger.settle(entry, make_settlement(timeline=NOTED))
+        await ledger.committed(entry)
+        await complete(ledger, make_opened(alice_id, "req_plain"))
+
+    assert tuple(tell_story(Request.objects.using(using).get(pk="req_1"))[1:3]) == NOTED
+    assert Request.objects.using(using).get(pk="req_plain").timeline is None
 
 
 async def test_many_requests_at_once_add_up_at_every_moment(using: str, alice_id: int, ledgers: Ledgers) -> None:
