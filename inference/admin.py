@@ -9,7 +9,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 
-from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
+from inference.models import KeyTotal, LatencyHistogram, LedgerCounter, Request, UsageRollup
 from inference.timeline import describe_story, tell_story
 
 if TYPE_CHECKING:
@@ -92,6 +92,13 @@ class LatencyHistogramAdmin(ReadOnlyAdmin):
     ordering = ("-hour", "pk")
 
 
+@admin.register(KeyTotal)
+class KeyTotalAdmin(ReadOnlyAdmin):
+    list_display = ("key_id", "node", "requests", "prompt_tokens", "completion_tokens")
+    list_filter = ("node",)
+    ordering = ("key_id", "node")
+
+
 @admin.register(LedgerCounter)
 class LedgerCounterAdmin(ReadOnlyAdmin):
-    list_display = ("node", "admitted", "settled", "retained_from")
+    list_display = ("node", "admitted", "settled", "live_since", "retained_from")

@@ -71,6 +71,16 @@ class Row(Ticket):
         )
 
 
+class LiveReport(Ticket):
+    """Since when a node's gateway holds requests. It is queued behind all that ended before it was made."""
+
+    __slots__ = ("since_s",)
+
+    def __init__(self, since_s: float) -> None:
+        super().__init__()
+        self.since_s = since_s
+
+
 class RowsDiffer(Exception):
     """Some rows of a batch were not as assumed."""
 
@@ -78,10 +88,11 @@ class RowsDiffer(Exception):
 class _Tally:
     """What a batch adds up to: a few statements, whatever the number of its requests."""
 
-    __slots__ = ("admitted", "bars", "settled", "usage")
+    __slots__ = ("admitted", "bars", "live_since_s", "settled", "usage")
 
     def __init__(self) -> None:
         self.admitted = 0
+        self.live_since_s: float | None = None
         self.settled = 0
         self.usage: dict[SumKey, list[int]] = {}
         self.bars: dict[SumKey, Bars] = {}
@@ -104,6 +115,16 @@ class _Tally:
             if bars is None:
                 bars = self.bars[key] = Bars()
             bars.count(end.queue_ms, end.ttft_ms, end.total_ms)
+
+    def keys(self) -> dict[int, list[int]]:
+        """Return by key what its counters grow by: requests, prompt and completion tokens."""
+        keys: dict[int, list[int]] = {}
+        for key, usage in self.usage.items():
+            counts = keys.setdefault(key[2], [0, 0, 0])
+            counts[0] += usage[0]
+            counts[1] += usage[6]
+            counts[2] += usage[7]
+        return keys
 
 
 class LedgerStore:
@@ -128,15 +149,18 @@ class LedgerStore:
         self._pruning = False
         self._checkpointed = True
 
-    def write(self, batch: Sequence[Row]) -> None:
+    def write(self, batch: Sequence[Row | LiveReport]) -> None:
         """Commit all rows of the batch with their sums, or none."""
         with self._database.transaction():
             tally = _Tally()
-            if not self._write_fast(batch, tally):
+            rows = [ticket for ticket in batch if isinstance(ticket, Row)]
+            if len(rows) < len(batch):
+                tally.live_since_s = max(ticket.since_s for ticket in batch if isinstance(ticket, LiveReport))
+            if not self._write_fast(rows, tally):
                 if len(batch) > 1:
                     raise RowsDiffer
                 tally = _Tally()
-                self._write_one(batch[0], tally)
+                self._write_one(rows[0], tally)
             self._write_tally(tally)
         self._checkpointed = False
 
@@ -212,6 +236,7 @@ class LedgerStore:
                 sql.ADD_USAGE,
                 [(stamp(key[0] * HOUR_S), *key[1:], *counts) for key, counts in sorted(tally.usage.items())],
             )
+            many(sql.ADD_KEY, [(key_id, self._node, *counts) for key_id, counts in sorted(tally.keys().items())])
         for key, bars in sorted(tally.bars.items()):
             params = (stamp(key[0] * HOUR_S), *key[1:])
             # Read, add, write back: safe, because a node's sums have no writer but the node's own.
@@ -221,6 +246,8 @@ class LedgerStore:
             many(sql.SET_BARS, [(*params, bars.encode())])
         if tally.admitted or tally.settled:
             many(sql.ADD_COUNTER, [(self._node, tally.admitted, tally.settled)])
+        if tally.live_since_s is not None:
+            many(sql.LIVE_SINCE, [(self._node, 0, 0, stamp(tally.live_since_s))])
 
     def _start_of(self, opened: Opened) -> tuple[object, ...]:
         return (

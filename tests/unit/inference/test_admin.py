@@ -20,7 +20,7 @@ def operator(client: Client, charlie: User) -> Client:
     return client
 
 
-@pytest.mark.parametrize("model", ["request", "usagerollup", "latencyhistogram", "ledgercounter"])
+@pytest.mark.parametrize("model", ["request", "usagerollup", "latencyhistogram", "keytotal", "ledgercounter"])
 def test_an_operator_may_look_at_the_ledger_and_not_add_to_it(operator: Client, model: str) -> None:
     assert operator.get(reverse(f"admin:inference_{model}_changelist")).status_code == 200
     assert operator.get(reverse(f"admin:inference_{model}_add")).status_code == 403
