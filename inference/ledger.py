@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -18,7 +18,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from cluster.domain import Outcome
 from gpucloud.lib.groupcommit import GroupCommit, TicketState, UnableToCommit
 from inference import ledger_sql, selectors
-from inference.ledger_store import LedgerStore, Row
+from inference.ledger_store import LedgerStore, LiveReport, Row
 from inference.records import Opened, Settlement
 
 __all__ = ["Ledger", "Row", "UnableToCommit"]
@@ -48,6 +48,9 @@ class Ledger:
         self._alias = alias
         self._clock = clock
         self._on_settled = on_settled
+        self._undecided: dict[str, float] = {}
+        """When each request without an outcome was admitted, the oldest first."""
+        self._reported: tuple[int, bool] | None = None
         self._writer = GroupCommit(
             LedgerStore(
                 node=node,
@@ -92,6 +95,7 @@ class Ledger:
         """Queue the row of a request that is being accepted."""
         row = Row(opened=opened)
         self.admitted += 1
+        self._undecided[opened.id] = opened.created_at_s
         # It lingers until it is waited for: a request that is settled by then is one INSERT.
         self._writer.put(row, linger=True)
         return row
@@ -106,9 +110,22 @@ class Ledger:
             return False
         self._close(row, settlement)
         self.settled += 1
+        self._undecided.pop(row.opened.id, None)
         if self._on_settled is not None:
             self._on_settled(row.opened, settlement)
         return True
+
+    def report_live(self, held: Container[str]) -> None:
+        """Put on record since when the requests `held` by the gateway go back; older open rows are nobody's.
+
+        It is queued behind the outcome of all that is not held any more, so it is never ahead of the rows.
+        """
+        since_s = next((at_s for id, at_s in self._undecided.items() if id in held), None)
+        state = (self.admitted, since_s is None)
+        if since_s is None and state == self._reported:
+            return  # nothing came since, and nothing was there then: an idle node leaves the disk alone
+        self._reported = state
+        self._writer.put(LiveReport(self._clock() if since_s is None else since_s))
 
     async def committed(self, row: Row) -> None:
         """Return once the outcome is on record, or raise `UnableToCommit` within the time-out.

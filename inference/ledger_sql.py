@@ -30,7 +30,7 @@ START_COLUMNS = (
 )  # fmt: skip
 END_COLUMNS = (
     "state", "finish_reason", "error_code", "generated_tokens", "delivered_tokens", "completion_tokens",
-    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at",
+    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at", "timeline",
 )  # fmt: skip
 SUM_COLUMNS = ("hour", "user_id", "key_id", "model", "node")
 USAGE_COLUMNS = (
@@ -58,7 +58,7 @@ OPEN_REQUEST = _insert(
     "inference_request",
     START_COLUMNS + END_COLUMNS,
     "(id) DO NOTHING",
-    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL"),
+    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL", "NULL"),
 )
 INSERT_REQUEST = _insert("inference_request", START_COLUMNS + END_COLUMNS, "(id) DO NOTHING")
 END_REQUEST = (
@@ -72,6 +72,8 @@ SET_BARS = _insert(
     (*SUM_COLUMNS, "bars"),
     f"({', '.join(SUM_COLUMNS)}) DO UPDATE SET bars = excluded.bars",
 )
+KEY_COLUMNS = ("requests", "prompt_tokens", "completion_tokens")
+ADD_KEY = _add("inference_keytotal", ("key_id", "node"), KEY_COLUMNS)
 ADD_COUNTER = _add("inference_ledgercounter", ("node",), ("admitted", "settled"))
 
 NEWEST_BUT = "SELECT created_at FROM inference_request ORDER BY created_at DESC LIMIT 1 OFFSET ?"
@@ -79,6 +81,10 @@ RETAIN_FROM = (
     _insert("inference_ledgercounter", ("node", "admitted", "settled", "retained_from"), "(node)")
     + " DO UPDATE SET retained_from = excluded.retained_from WHERE inference_ledgercounter.retained_from IS NULL"
     " OR inference_ledgercounter.retained_from < excluded.retained_from"
+)
+LIVE_SINCE = (
+    _insert("inference_ledgercounter", ("node", "admitted", "settled", "live_since"), "(node)")
+    + " DO UPDATE SET live_since = excluded.live_since"
 )
 DELETE_OLDEST = (
     "DELETE FROM inference_request WHERE id IN (SELECT id FROM inference_request"

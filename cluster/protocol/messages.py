@@ -36,6 +36,7 @@ class CloseCode(IntEnum):
     VERSION = 4406
     SILENT = 4408
     REPLACED = 4409
+    EVICTED = 4410
     TOO_MANY = 4429
 
 
