@@ -193,7 +193,7 @@ class Desk:
         past.excluded |= {worker.spec.id}
         past.resumes = worker.spec.resumes
         past.failure = failure
-        self._out.append(FenceAttempt(record.task.node, record.task.id, record.attempt))
+        self._out.append(FenceAttempt(record.task.node, record.task.id, record.attempt, failure))
         return past
 
     def _fail(self, record: TaskRecord, trigger: Trigger, failure: FailTask) -> None:
