@@ -153,8 +153,7 @@ class Desk:
         if worker is None or release is None:
             return False
         self.timers.drop(release)
-        if generated_tokens is not None and release.record.state is State.ENDED:
-            self._settle(release.record, generated_tokens)
+        self._settle_release(release, generated_tokens)
         self.placement.touch(worker)
         self._offer(worker, now)
         return True
@@ -164,10 +163,22 @@ class Desk:
         if record.line is not None:
             self.queues.settle(record, record.task.prompt_tokens + generated_tokens)
 
+    def _settle_release(self, release: Release, generated_tokens: int | None = None) -> None:
+        """Settle a task that was cancelled while it ran; what nobody has counted stays as it was expected."""
+        record = release.record
+        if record.line is not None and record.state is State.ENDED:
+            if generated_tokens is None:
+                self.queues.settle(record, record.charged_tokens)
+            else:
+                self._settle(record, generated_tokens)
+
     def _stop(self, record: TaskRecord, trigger: Trigger, now: float) -> None:
         """End a task before its time; a worker that runs it is told, and keeps its slot till it answers."""
         worker, waits = record.worker, record.state is State.QUEUED
         self._end(record, trigger)
+        if worker is None and record.line is not None:
+            seen_tokens = record.past.resume_from if record.past is not None else 0
+            self.queues.settle(record, seen_tokens and record.task.prompt_tokens + seen_tokens)
         if waits:
             self.queues.remove(record)
             self._announce(self._matcher.follow(record, now))

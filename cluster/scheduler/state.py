@@ -155,7 +155,7 @@ class TaskRecord:
         self.kept: WorkerRecord | None = None
         """The worker that takes nothing else until it has room for this one."""
         self.line: Line | None = None
-        """The account of its tenant that it was charged to, if others waited."""
+        """The account of its tenant that it was charged to, if others waited, until it is settled."""
         self.charged_tokens = 0
         self.past: Past | None = None
         """None while no attempt has ended badly."""
