@@ -228,7 +228,7 @@ def test_a_task_that_may_not_use_real_hardware_waits_beside_it(scheduler: Checke
     scheduler.handle(submit(make_task("t1", simulated_only=True)), 0.0)
     waiting = make_task("t2", simulated_only=True)
 
-    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_KV_ROOM)]
+    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_SLOT)]
     assert assigned(scheduler.handle(submit(make_task("t3", tenant="bob")), 0.0)) == [("t3", "real")]
     assert assigned(scheduler.handle(AttemptFinished("t3", 1, "real"), 1.0)) == []
     assert assigned(scheduler.handle(AttemptFinished("t1", 1, "simulated"), 1.0)) == [("t2", "simulated")]
