@@ -109,11 +109,8 @@ class ApiKey(Credential):
     def clean(self) -> None:
         """Refuse a default tier that the key may not use."""
         order = Tier.values
-        if (
-            self.tier in order
-            and self.highest_tier in order
-            and order.index(self.tier) < order.index(self.highest_tier)
-        ):
+        known = self.tier in order and self.highest_tier in order
+        if known and order.index(self.tier) < order.index(self.highest_tier):
             raise ValidationError(
                 {"tier": f"The default tier cannot be above the highest tier, which is {self.highest_tier}."}
             )

@@ -72,7 +72,7 @@ def create_key(
         user=user,
         name=name.strip(),
         tier=tier,
-        highest_tier=highest_tier or tier,
+        highest_tier=highest_tier or (tier if tier in TIERS else DEFAULT_TIER),
         requests_per_minute=requests_per_minute,
         expires_at=expires_at,
     )

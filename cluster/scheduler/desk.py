@@ -155,8 +155,7 @@ class Desk:
         if worker is None or release is None:
             return False
         self.timers.drop(release)
-        if generated_tokens is not None and release.record.state is State.ENDED:
-            self._settle(release.record, generated_tokens)
+        self._settle_release(release, generated_tokens)
         self.placement.touch(worker)
         self._offer(worker, now)
         return True
@@ -166,10 +165,27 @@ class Desk:
         if record.line is not None:
             self.queues.settle(record, record.task.prompt_tokens + generated_tokens)
 
+    def _settle_seen(self, record: TaskRecord) -> None:
+        """Let a tenant's share pay for what its client has seen of an answer that ends between attempts."""
+        if record.line is not None:
+            seen_tokens = record.past.resume_from if record.past is not None else 0
+            self.queues.settle(record, record.task.prompt_tokens + seen_tokens if seen_tokens else 0)
+
+    def _settle_release(self, release: Release, generated_tokens: int | None = None) -> None:
+        """Settle a task that was cancelled while it ran; what nobody has counted stays as it was expected."""
+        record = release.record
+        if record.line is not None and record.state is State.ENDED:
+            if generated_tokens is None:
+                self.queues.settle(record, record.charged_tokens)
+            else:
+                self._settle(record, generated_tokens)
+
     def _stop(self, record: TaskRecord, trigger: Trigger, now: float) -> None:
         """End a task before its time; a worker that runs it is told, and keeps its slot till it answers."""
         worker, waits = record.worker, record.state is State.QUEUED
         self._end(record, trigger)
+        if worker is None:
+            self._settle_seen(record)
         if waits:
             self.queues.remove(record)
             self._announce(self._matcher.follow(record, now))
@@ -197,11 +213,10 @@ class Desk:
         return past
 
     def _fail(self, record: TaskRecord, trigger: Trigger, failure: FailTask) -> None:
-        """End a task with an error; its tenant had nothing of it and pays nothing."""
+        """End a task with an error."""
         self._out.append(failure)
         self._end(record, trigger)
-        if record.line is not None:
-            self.queues.settle(record, 0)
+        self._settle_seen(record)
 
     def _end(self, record: TaskRecord, trigger: Trigger) -> None:
         moved = record.move(trigger)

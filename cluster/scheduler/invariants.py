@@ -61,6 +61,9 @@ def _check_queues(scheduler: Scheduler) -> None:
             turns = [line.tenant for line in tiered.rounds]
             assert sorted(turns) == sorted(t for t, line in tiered.lines.items() if line.tasks), f"turns of {place}"
             assert len(turns) == tiered.rounds.size, f"{place} miscounts its turns"
+            active = sum(bool(line.tasks or line.unsettled) for line in tiered.lines.values())
+            assert active == tiered.rounds.active, f"{place} miscounts who has something to do"
+            assert all(line.unsettled >= 0 for line in tiered.lines.values()), f"{place} settles twice"
             assert sum(len(line.tasks) for line in tiered.rounds) == len(tiered.arrivals), f"{place} has lost a task"
 
     waiting = [record for model in scheduler.queues for record in scheduler.queues.everyone(model)]

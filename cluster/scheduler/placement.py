@@ -279,9 +279,11 @@ class Placement:
         pools = self._by_model.get(model, ())
         return bool(pools) and all(worker.draining for pool in pools for worker in pool.workers.values())
 
-    def has_ready(self, model: str) -> bool:
-        """Return whether some worker with a model has a free slot to give."""
-        return sum([pool.ready for pool in self._by_model.get(model, ())]) > 0
+    def has_ready(self, demand: Demand) -> bool:
+        """Return whether some worker that takes tasks of a kind has a free slot to give."""
+        model, simulated_only = demand
+        pools = self._by_model.get(model, ())
+        return sum([pool.ready for pool in pools if pool.simulated or not simulated_only]) > 0
 
     def limit_tokens(self, demand: Demand) -> int:
         """Return the most tokens one task of a kind can have on any worker that takes new ones."""

@@ -28,7 +28,7 @@ SPARE_LINES = 64
 class TierQueue:
     """The waiting tasks of one model and tier."""
 
-    __slots__ = ("_estimated_tokens", "arrivals", "lines", "returned", "rounds")
+    __slots__ = ("_crowded", "_estimated_tokens", "_quantum_tokens", "arrivals", "lines", "returned", "rounds")
 
     def __init__(self, quantum_tokens: int, estimated_tokens: int) -> None:
         self.returned: list[TaskRecord] = []
@@ -38,6 +38,9 @@ class TierQueue:
         self.lines: dict[str, Line] = {}
         """By tenant: those with tasks, and those whose tenant has used more than a newcomer."""
         self.rounds = Rounds(quantum_tokens)
+        self._quantum_tokens = quantum_tokens
+        self._crowded = SPARE_LINES
+        """With more lines than this it is time for a sweep."""
         self._estimated_tokens = estimated_tokens
 
     @property
@@ -61,10 +64,9 @@ class TierQueue:
         self.arrivals[task.id] = record
         line = self.lines.get(task.tenant)
         if line is None:
-            line = self.lines[task.tenant] = Line(task.tenant, self.rounds.origin_tokens)
+            line = self.lines[task.tenant] = Line(task.tenant)
         line.tasks[task.id] = record
         if line.number < 0:
-            line.used_tokens = max(line.used_tokens, self.rounds.origin_tokens)
             self.rounds.enter(line)
 
     def remove(self, record: TaskRecord) -> None:
@@ -101,15 +103,15 @@ class TierQueue:
         task = record.task
         line = self.lines.get(task.tenant)
         if line is None:
-            line = self.lines[task.tenant] = Line(task.tenant, self.rounds.origin_tokens)
+            line = self.lines[task.tenant] = Line(task.tenant)
         record.line, record.charged_tokens = line, self._estimate(task)
-        self.rounds.settle(line, record.charged_tokens)
+        self.rounds.charge(line, record.charged_tokens)
 
     def settle(self, record: TaskRecord, used_tokens: int) -> None:
         """Replace what a task was charged by what it used."""
-        line = record.line
+        line, record.line = record.line, None
         if line is not None and self.lines.get(line.tenant) is line:
-            self.rounds.settle(line, used_tokens - record.charged_tokens)
+            self.rounds.settle(line, record.charged_tokens, used_tokens)
 
     def heads(self) -> Iterator[TaskRecord]:
         """Yield who may go, in order."""
@@ -152,9 +154,15 @@ class TierQueue:
         """Forget accounts that say no more than a newcomer's would."""
         if not self.rounds.size:
             self.lines.clear()
-            self.rounds.current = 0
-        elif len(self.lines) > 2 * self.rounds.size + SPARE_LINES:
-            self.lines = {tenant: line for tenant, line in self.lines.items() if line.tasks or self.rounds.owes(line)}
+            self.rounds = Rounds(self._quantum_tokens)
+        elif len(self.lines) > max(self._crowded, 2 * self.rounds.active):
+            origin_tokens = self.rounds.origin_tokens
+            self.lines = {
+                tenant: line
+                for tenant, line in self.lines.items()
+                if line.tasks or line.unsettled or line.used_tokens > origin_tokens
+            }
+            self._crowded = 2 * len(self.lines) + SPARE_LINES
 
 
 class Pace:
@@ -247,7 +255,7 @@ class Queues(dict[str, ModelQueue]):
         self._count_out(queue, record.task)
 
     def settle(self, record: TaskRecord, used_tokens: int) -> None:
-        """Replace what a task was charged by what it used, if that still matters to anybody."""
+        """Replace what a task was charged by what it used, once and if that still matters to anybody."""
         queue = self.get(record.task.model)
         if queue is not None:
             queue.tiers[record.task.tier].settle(record, used_tokens)

@@ -120,6 +120,7 @@ class WorkerEvents(Health):
         self.timers.drop(worker)
         for release in worker.releasing.values():
             self.timers.drop(release)
+            self._settle_release(release)
         loss: Loss | None = None
         if not clean:
             lineage, loss = self.lineages.lost(worker.spec, now)

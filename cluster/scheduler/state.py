@@ -138,7 +138,7 @@ class TaskRecord(msgspec.Struct, eq=False):
     kept: WorkerRecord | None = None
     """The worker that takes nothing else until it has room for this one."""
     line: Line | None = None
-    """The account of its tenant that it was charged to, if others waited."""
+    """The account of its tenant that it was charged to, if others waited, until it is settled."""
     charged_tokens: int = 0
     past: Past | None = None
     """None while no attempt has ended badly."""

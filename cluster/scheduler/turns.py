@@ -7,6 +7,10 @@ they have used so far, divided by the quantum points at. So a round is a row of 
 are only ever appended, the order is by round and then by place, and nobody walks rounds in which
 nobody may go.
 
+Somebody who comes opens an account at `origin_tokens`: what each tenant that had something to do has
+been given so far, had all been given the same. So nobody saves anything up by being away, and however
+many newcomers there are, who was here before them is not pushed back for ever.
+
 A row knows the smallest need in each half, quarter, eighth … of itself (a segment tree). So the first
 line whose head fits into what a worker has left is found in O(log n), and that there is none at once.
 """
@@ -22,21 +26,23 @@ from cluster.scheduler.state import TaskRecord
 NEVER = 1 << 62
 """A need that nothing satisfies: a place that is empty."""
 MAX_AHEAD = 256
-"""Rounds a tenant can be made to sit out at most; so there are never more rows than this."""
+"""Rounds that a tenant can be made to sit out at most."""
 
 
 class Line:
     """One tenant's waiting tasks of one model and tier, in order of arrival, and its account."""
 
-    __slots__ = ("head", "need", "number", "place", "tasks", "tenant", "used_tokens")
+    __slots__ = ("head", "need", "number", "place", "tasks", "tenant", "unsettled", "used_tokens")
 
-    def __init__(self, tenant: str, used_tokens: int) -> None:
+    def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         # Ordered dicts are O(1) at both ends and in the middle; a plain dict slows down when its
         # front is deleted again and again.
         self.tasks: OrderedDict[str, TaskRecord] = OrderedDict()
-        self.used_tokens = used_tokens
-        """What it has used in this contest: its own past, or where the others were when it came."""
+        self.used_tokens = 0.0
+        """What it has used, with what is expected of that which runs."""
+        self.unsettled = 0
+        """Tasks of which that is not known yet."""
         self.number = -1
         """The round it stands in; -1 while nothing of it waits."""
         self.place = -1
@@ -144,12 +150,15 @@ class Row:
 class Rounds:
     """The lines of one model and tier in the order in which they may go."""
 
-    __slots__ = ("_numbers", "_quantum", "_rows", "current", "size")
+    __slots__ = ("_numbers", "_quantum", "_rows", "active", "origin_tokens", "size")
 
     def __init__(self, quantum_tokens: int) -> None:
         self.size = 0
-        self.current = 0
-        """The latest round in which somebody had a turn: where newcomers stand."""
+        """Lines in which somebody waits."""
+        self.active = 0
+        """Lines in which somebody waits or of which something runs."""
+        self.origin_tokens = 0.0
+        """Where the account of somebody who comes now begins."""
         self._quantum = quantum_tokens
         self._rows: dict[int, Row] = {}
         self._numbers: list[int] = []
@@ -158,14 +167,10 @@ class Rounds:
         for number in self._numbers:
             yield from self._rows[number]
 
-    @property
-    def origin_tokens(self) -> int:
-        """The account of somebody who comes now: no debt, and no savings from when they were away."""
-        return self.current * self._quantum
-
     def enter(self, line: Line) -> None:
         """Let a line with tasks take its place."""
         line.move_up()
+        self._wake(line)
         self._append(line)
         self.size += 1
 
@@ -174,17 +179,17 @@ class Rounds:
         self._remove(line)
         line.number = -1
         self.size -= 1
+        self._rest(line)
 
     def serve(self, line: Line, tokens: int) -> None:
         """Charge a line for its turn; its head has just been taken out."""
         number, row = line.number, self._rows[line.number]
-        if number > self.current:
-            self.current = number
         line.used_tokens += tokens
+        line.unsettled += 1
         row.remove(line)
         if line.tasks:
             line.move_up()
-            if self._number(line) == number:
+            if self.number_at(line.used_tokens) == number:
                 row.append(line)
                 return
             self._append(line)
@@ -194,14 +199,20 @@ class Rounds:
         if not row.size:
             self._drop(number)
 
-    def settle(self, line: Line, tokens: int) -> None:
-        """Correct a line's account by what it was charged too little, or, negative, too much."""
-        # Less than a newcomer's account would be savings from the time it was away.
-        least_tokens = min(line.used_tokens, self.origin_tokens)
-        line.used_tokens = max(line.used_tokens + tokens, least_tokens)
-        if line.number >= 0 and line.number != self._number(line):
-            self._remove(line)
-            self._append(line)
+    def charge(self, line: Line, tokens: int) -> None:
+        """Charge a line for a task that did not have to wait for its turn."""
+        self._wake(line)
+        line.used_tokens += tokens
+        line.unsettled += 1
+        self._replace(line)
+
+    def settle(self, line: Line, charged_tokens: int, used_tokens: int) -> None:
+        """Replace what a line was charged for a task by what that has used."""
+        self.origin_tokens += used_tokens / self.active
+        line.used_tokens += used_tokens - charged_tokens
+        line.unsettled -= 1
+        self._replace(line)
+        self._rest(line)
 
     def moved_up(self, line: Line) -> None:
         """Note that a line has lost its head without a turn."""
@@ -221,19 +232,26 @@ class Rounds:
                 yield line
                 line = row.fitting(room_tokens, line.place + 1)
 
-    def number_at(self, used_tokens: int) -> int:
+    def number_at(self, used_tokens: float) -> int:
         """Return the round that an account points at."""
-        return min(used_tokens // self._quantum, self.current + MAX_AHEAD)
+        return int(min(used_tokens, self.origin_tokens + MAX_AHEAD * self._quantum) // self._quantum)
 
-    def owes(self, line: Line) -> bool:
-        """Return whether a line has used more than a newcomer's account says."""
-        return line.used_tokens > self.origin_tokens
+    def _wake(self, line: Line) -> None:
+        if line.number < 0 and not line.unsettled:
+            self.active += 1
+            line.used_tokens = max(line.used_tokens, self.origin_tokens)
 
-    def _number(self, line: Line) -> int:
-        return self.number_at(line.used_tokens)
+    def _rest(self, line: Line) -> None:
+        if line.number < 0 and not line.unsettled:
+            self.active -= 1
+
+    def _replace(self, line: Line) -> None:
+        if line.number >= 0 and line.number != self.number_at(line.used_tokens):
+            self._remove(line)
+            self._append(line)
 
     def _append(self, line: Line) -> None:
-        number = line.number = self._number(line)
+        number = line.number = self.number_at(line.used_tokens)
         row = self._rows.get(number)
         if row is None:
             row = self._rows[number] = Row()

@@ -10,8 +10,8 @@ from cluster.scheduler.state import TaskRecord
 
 def reason(record: TaskRecord, placement: Placement, queues: Queues) -> WaitReason:
     """Return what a task in line waits for."""
-    past = record.past
-    if not placement.is_served(record.demand):
+    past, demand = record.past, record.demand
+    if not placement.is_served(demand):
         return WaitReason.NO_WORKER
     if past is None:
         if queues.head_of(record.task) is not record:
@@ -20,7 +20,7 @@ def reason(record: TaskRecord, placement: Placement, queues: Queues) -> WaitReas
         return WaitReason.ISOLATION
     elif past.resume_from:
         return WaitReason.RESUME
-    if record.kept is not None or placement.has_ready(record.task.model):
+    if record.kept is not None or placement.has_ready(demand):
         return WaitReason.NO_KV_ROOM
     return WaitReason.NO_SLOT
 

@@ -4,7 +4,9 @@
 
 The headline is a steady state with 1,000 workers, every slot taken, and 10,000 tasks in line: each
 turn a task ends, the next in line takes its slot and starts, and another joins the line. The tables
-vary one size at a time; a cost that grows no faster than log n is a column that hardly moves.
+vary one size at a time; a cost that grows no faster than log n is a column that hardly moves. Then come
+the single events that could be dear: an end on a worker whose free KV cache is too small for most who
+wait, and the loss of a worker. Last, memory over a million tasks of ever new tenants.
 
 A run is recorded once and replayed on a fresh scheduler for the clock, so that what is timed is the
 scheduler and not the making of events. It decides alike every time, for it has no clock or luck of
@@ -15,9 +17,12 @@ from __future__ import annotations
 
 import gc
 import random
+import resource
 import statistics
 import time
 from collections import deque
+
+import msgspec
 
 from cluster.domain import Generation, GpuInfo, GpuReading, Message, ModelOffer, Task, Tier, WorkerSpec
 from cluster.scheduler.commands import AssignTask
@@ -29,6 +34,7 @@ from cluster.scheduler.events import (
     HeartbeatReceived,
     TaskSubmitted,
     WorkerJoined,
+    WorkerLost,
 )
 
 MODELS = ("llama-3-8b", "llama-3-70b", "mistral-7b", "mixtral-8x7b")
@@ -109,7 +115,7 @@ class Recorder:
 
 
 def main() -> None:
-    """Print the headline and the tables."""
+    """Print the headline, the tables, the dear events and the memory."""
     print(f"scheduler events/s: {1 / _steady_s(workers=1_000, queued=10_000):,.0f}  (1,000 workers, 10,000 in line)")
     print(f"a task on an idle worker, three events: {3 * _idle_s() * 1e6:.1f} µs")
     print("µs per event by tasks in line, 100 workers:")
@@ -118,6 +124,13 @@ def main() -> None:
     print("µs per event by workers, 1,000 tasks in line:")
     for workers in (10, 100, 1_000):
         print(f"  {workers:>6,}  {_steady_s(workers=workers, queued=1_000) * 1e6:6.2f}")
+    print("µs for an end on a worker with little KV free, by tenants in line; none fits, the last fits:")
+    for tenants in (100, 1_000, 10_000):
+        none, last = _tight_end_s(tenants, fits=False), _tight_end_s(tenants, fits=True)
+        print(f"  {tenants:>6,}  {none * 1e6:6.1f} {last * 1e6:6.1f}")
+    print(f"µs for the loss of a worker, 10,000 in line from 500 tenants: {_loss_s() * 1e6:.1f}")
+    early, late = _memory_bytes(1_000_000)
+    print(f"memory after 100,000 tasks and after 1,000,000: {early / 2**20:.1f} MiB, {late / 2**20:.1f} MiB")
 
 
 def _steady_s(*, workers: int, queued: int) -> float:
@@ -135,6 +148,81 @@ def _idle_s() -> float:
     for _ in range(TURNS):
         recorder.visit()
     return _replay_s(recorder.script, joined)
+
+
+def _tight_end_s(tenants: int, *, fits: bool) -> float:
+    """Return the seconds that an end takes where most who wait need more KV cache than there is."""
+    times = []
+    for _ in range(REPLAYS):
+        scheduler = _scheduler()
+        scheduler.handle(WorkerJoined(_worker(0, kv_tokens=1_000), "node-1", "lnk_1"), 0.0)
+        for name, tokens in (("long", 800), ("short", 100)):
+            scheduler.handle(TaskSubmitted(_task(name, name, tokens)), 0.0)
+        for number in range(tenants):
+            small = fits and number == tenants - 1
+            scheduler.handle(TaskSubmitted(_task(f"req_{number}", f"tenant-{number}", 150 if small else 300)), 0.0)
+        started = time.perf_counter()
+        scheduler.handle(AttemptFinished("short", 1, "wrk_0", 50), 1.0)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _loss_s() -> float:
+    """Return the seconds that the loss of one of a hundred workers takes, beside a long queue."""
+    times = []
+    for _ in range(REPLAYS):
+        scheduler = _scheduler()
+        for number in range(100):
+            scheduler.handle(WorkerJoined(_worker(number), "node-1", "lnk_1"), 0.0)
+        for number in range(10_000 + 100 * CAPACITY):
+            task = _task(f"req_{number}", f"tenant-{number % 500}", 100, model=MODELS[number % 2])
+            scheduler.handle(TaskSubmitted(task), 0.0)
+        started = time.perf_counter()
+        scheduler.handle(WorkerLost("wrk_0", "lnk_1", "closed"), 1.0)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _memory_bytes(tasks: int) -> tuple[int, int]:
+    """Return the process's memory after a tenth of so many tasks, and after all of them."""
+    scheduler = _scheduler()
+    for number in range(10):
+        scheduler.handle(WorkerJoined(_worker(number), "node-1", "lnk_1"), 0.0)
+    running: deque[AssignTask] = deque()
+    early = 0
+    for number in range(tasks):
+        now = number * STEP_S
+        event = TaskSubmitted(_task(f"req_{number}", f"tenant-{number // 10}", 100, model=MODELS[number % 2]))
+        running += [command for command in scheduler.handle(event, now) if isinstance(command, AssignTask)]
+        if len(scheduler.tasks) > 200:
+            done = running.popleft()
+            ended = AttemptFinished(done.task.id, done.attempt, done.worker_id, 60)
+            running += [command for command in scheduler.handle(ended, now) if isinstance(command, AssignTask)]
+        if number % 5_000 == 0:
+            for worker in range(10):
+                scheduler.handle(HeartbeatReceived(f"wrk_{worker}", "lnk_1", READING), now)
+        if number == tasks // 10:
+            early = _resident_bytes()
+    return early, _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+def _task(name: str, tenant: str, tokens: int, *, model: str = MODELS[0]) -> Task:
+    return Task(
+        id=name,
+        model=model,
+        tenant=tenant,
+        tenant_label="",
+        tier=Tier.DEFAULT,
+        node="node-1",
+        prompt_tokens=tokens - GENERATION.max_tokens // 2,
+        generation=msgspec.structs.replace(GENERATION, max_tokens=GENERATION.max_tokens // 2),
+    )
 
 
 def _replay_s(script: Script, setup: int) -> float:
@@ -162,7 +250,7 @@ def _scheduler() -> Scheduler:
     return Scheduler(SETTINGS, random.Random(1), now=0.0)
 
 
-def _worker(number: int) -> WorkerSpec:
+def _worker(number: int, *, kv_tokens: int = KV_BYTES // KV_BYTES_PER_TOKEN) -> WorkerSpec:
     """Return a worker; every other one serves two of the models only."""
     models = MODELS if number % 2 else MODELS[:2]
     return WorkerSpec(
@@ -172,7 +260,7 @@ def _worker(number: int) -> WorkerSpec:
         gpu=GpuInfo(name="H100"),
         models=tuple(ModelOffer(id=m, context_tokens=8192, kv_bytes_per_token=KV_BYTES_PER_TOKEN) for m in models),
         capacity=CAPACITY,
-        kv_bytes=KV_BYTES,
+        kv_bytes=kv_tokens * KV_BYTES_PER_TOKEN,
     )
 
 

@@ -31,7 +31,7 @@ class Command(BaseCommand):
             "--tier",
             choices=TIERS,
             default=DEFAULT_TIER,
-            help="queue class of its requests, and the highest they may ask for (default: %(default)s)",
+            help="queue class of its requests, the highest they may ask for (default: %(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

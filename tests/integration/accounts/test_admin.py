@@ -117,13 +117,20 @@ def test_revoking_selected_keys_goes_through_the_service_and_is_logged(
 
 def test_the_terms_of_a_key_can_be_changed_but_not_its_owner(operator: Client, alice: User, bob: User) -> None:
     key, _ = create_key(user=alice)
-    fields = {"name": "renamed", "tier": "batch", "requests_per_minute": "7", "user": bob.pk, "digest": "0" * 64}
+    fields = {
+        "name": "renamed",
+        "tier": "batch",
+        "highest_tier": "flex",
+        "requests_per_minute": "7",
+        "user": bob.pk,
+        "digest": "0" * 64,
+    }
 
     operator.post(reverse("admin:accounts_apikey_change", args=[key.pk]), fields)
 
     digest = key.digest
     key.refresh_from_db()
-    assert (key.name, key.tier, key.requests_per_minute) == ("renamed", "batch", 7)
+    assert (key.name, key.tier, key.highest_tier, key.requests_per_minute) == ("renamed", "batch", "flex", 7)
     assert (key.user, key.digest) == (alice, digest)
 
 

@@ -60,6 +60,7 @@ async def test_a_key_is_resolved_to_its_user_and_terms(keyring: Keyring, key: Ke
         key_label="laptop",
         prefix=row.prefix,
         tier="flex",
+        highest_tier="flex",
         requests_per_minute=5,
     )
 

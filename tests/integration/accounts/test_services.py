@@ -110,6 +110,18 @@ def test_a_key_with_a_bad_value_is_refused_with_the_field_named(alice: User, fie
     assert not ApiKey.objects.exists()
 
 
+def test_a_key_s_own_tier_is_the_highest_it_may_use_unless_told_otherwise(alice: User) -> None:
+    plain, _ = create_key(user=alice, tier="flex")
+    climber, _ = create_key(user=alice, tier="flex", highest_tier="priority")
+
+    assert (plain.highest_tier, climber.highest_tier) == ("flex", "priority")
+
+
+def test_a_default_tier_above_the_highest_is_refused(alice: User) -> None:
+    with pytest.raises(ValidationError, match="cannot be above the highest tier, which is flex"):
+        create_key(user=alice, tier="priority", highest_tier="flex")
+
+
 def test_the_database_itself_refuses_an_unknown_tier(alice: User) -> None:
     key, _ = create_key(user=alice)
 

@@ -38,6 +38,7 @@ class Database:
             digest=digest_key(secret, PEPPER).hex(),
             name="laptop",
             tier="default",
+            highest_tier="default",
             requests_per_minute=60,
             user_id=7,
             email="alice@example.com",

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from accounts.keyring import Identity
+from cluster.engine.board import SnapshotBoard
 from inference import tokens
 from inference.completions import Completions
 from inference.openai.errors import ApiError
@@ -36,7 +37,7 @@ async def start(completions: Completions) -> ApiError:
 async def test_what_changes_while_tokens_are_counted_is_still_heeded(monkeypatch, healthy):
     """The drain waits for the streams there are; one that came after the last look would be cut off."""
     ledger = SimpleNamespace(healthy=True)
-    completions = Completions(cast("Any", Untouched()), cast("Any", ledger))
+    completions = Completions(cast("Any", Untouched()), cast("Any", ledger), SnapshotBoard())
 
     async def count(*_: object) -> int:
         completions.draining = healthy

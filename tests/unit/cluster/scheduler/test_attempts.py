@@ -39,7 +39,9 @@ def test_a_failed_attempt_is_fenced_before_anything_else(scheduler: CheckedSched
     run_on(scheduler, "a")
     scheduler.handle(join(make_spec("b")), 0.0)
 
-    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [
+        FenceAttempt("node-1", "t1", 1, "worker_failed")
+    ]
     assert scheduler.tasks["t1"].state is State.FENCING
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == started(TASK, "b", attempt=2)
 
@@ -70,7 +72,9 @@ def test_a_worker_lost_after_tokens_were_seen_ends_the_task(scheduler: CheckedSc
     run_on(scheduler, "a")
     scheduler.handle(join(make_spec("b")), 0.0)
 
-    assert scheduler.handle(WorkerLost("a", "link of a", "closed"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(WorkerLost("a", "link of a", "closed"), 1.0) == [
+        FenceAttempt("node-1", "t1", 1, "worker_lost")
+    ]
     assert scheduler.handle(AttemptFenced("t1", 1, 7), 1.0) == [
         FailTask("node-1", "t1", Outcome.FAILED, "worker_lost", "The worker was lost while it generated this answer.")
     ]
@@ -101,7 +105,7 @@ def test_a_worker_that_stops_unasked_has_failed(scheduler: CheckedScheduler) -> 
     run_on(scheduler, "a")
     scheduler.handle(join(make_spec("b")), 0.0)
 
-    assert scheduler.handle(AttemptReleased("t1", 1, "a"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(AttemptReleased("t1", 1, "a"), 1.0) == [FenceAttempt("node-1", "t1", 1, "worker_failed")]
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == started(TASK, "b", attempt=2)
 
 

@@ -109,7 +109,9 @@ def test_an_answered_cancel_leaves_no_timer(scheduler: CheckedScheduler) -> None
 def test_a_task_at_the_fence_leaves_and_the_stream_s_answer_is_late(scheduler: CheckedScheduler) -> None:
     scheduler.handle(join(make_spec("a")), 0.0)
     scheduler.handle(submit(TASK), 0.0)
-    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [
+        FenceAttempt("node-1", "t1", 1, "worker_failed")
+    ]
 
     assert scheduler.handle(TaskCancelled("t1"), 1.0) == []
     assert scheduler.tasks == {}

@@ -53,7 +53,7 @@ def test_an_attempt_without_progress_is_fenced_and_its_worker_told(scheduler: Ch
     scheduler.handle(join(make_spec("b")), 0.0)
 
     assert scheduler.handle(AttemptStalled("t1", 1, "first_token"), 1.0) == [
-        FenceAttempt("node-1", "t1", 1),
+        FenceAttempt("node-1", "t1", 1, "worker_stalled"),
         cancelled(task, "a"),
     ]
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == started(task, "b", attempt=2)

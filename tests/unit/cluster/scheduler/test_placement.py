@@ -180,7 +180,9 @@ def test_a_task_does_not_go_back_to_the_worker_on_which_it_failed(scheduler: Che
     scheduler.handle(join(make_spec("b", capacity=1)), 0.0)
     scheduler.handle(submit(make_task("fills b")), 0.0)
 
-    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [
+        FenceAttempt("node-1", "t1", 1, "worker_failed")
+    ]
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == [waits(task, WaitReason.NO_KV_ROOM)]
     assert scheduler.handle(AttemptFinished("fills b", 1, "b"), 2.0) == started(task, "b", attempt=2, queued_s=1.0)
 
@@ -228,7 +230,7 @@ def test_a_task_that_may_not_use_real_hardware_waits_beside_it(scheduler: Checke
     scheduler.handle(submit(make_task("t1", simulated_only=True)), 0.0)
     waiting = make_task("t2", simulated_only=True)
 
-    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_KV_ROOM)]
+    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_SLOT)]
     assert assigned(scheduler.handle(submit(make_task("t3", tenant="bob")), 0.0)) == [("t3", "real")]
     assert assigned(scheduler.handle(AttemptFinished("t3", 1, "real"), 1.0)) == []
     assert assigned(scheduler.handle(AttemptFinished("t1", 1, "simulated"), 1.0)) == [("t2", "simulated")]

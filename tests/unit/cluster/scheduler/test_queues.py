@@ -165,7 +165,7 @@ def test_a_failed_attempt_makes_room_for_others_before_it_comes_back(scheduler: 
 
     commands = scheduler.handle(AttemptFailed("t1", 1, "w", "backend_error"), 1.0)
 
-    assert commands == [FenceAttempt("node-1", "t1", 1), *started(next_up, "w", queued_s=1.0)]
+    assert commands == [FenceAttempt("node-1", "t1", 1, "worker_failed"), *started(next_up, "w", queued_s=1.0)]
 
 
 def test_models_do_not_wait_for_one_another(scheduler: CheckedScheduler) -> None:

@@ -47,7 +47,7 @@ def test_a_worker_lost_mid_answer_is_continued_by_its_equal(scheduler: CheckedSc
     begin(scheduler)
     scheduler.handle(join(make_spec("b", resumes=SIM)), 0.0)
 
-    assert scheduler.handle(LOST, 1.0) == [FenceAttempt("node-1", "t1", 1)]
+    assert scheduler.handle(LOST, 1.0) == [FenceAttempt("node-1", "t1", 1, "worker_lost")]
     assert scheduler.handle(AttemptFenced("t1", 1, 7), 1.0) == started(TASK, "b", attempt=2, resume_from=7)
     assert scheduler.handle(AttemptFinished("t1", 2, "b", 20), 2.0) == [] and scheduler.tasks == {}
 
@@ -128,7 +128,7 @@ def test_a_failure_or_a_stall_mid_answer_is_continued_too(scheduler: CheckedSche
     assert scheduler.handle(AttemptFenced("t1", 1, 3), 1.0) == started(TASK, "b", attempt=2, resume_from=3)
 
     assert scheduler.handle(AttemptStalled("t1", 2, "next_token"), 2.0) == [
-        FenceAttempt("node-1", "t1", 2),
+        FenceAttempt("node-1", "t1", 2, "worker_stalled"),
         cancelled(TASK, "b", attempt=2),
     ]
     assert scheduler.handle(AttemptFenced("t1", 2, 5), 2.0) == started(TASK, "a", attempt=3, resume_from=5)

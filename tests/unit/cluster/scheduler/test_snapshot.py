@@ -183,13 +183,13 @@ def test_taking_a_picture_changes_nothing(scheduler: CheckedScheduler, number: i
 def test_a_waiting_task_is_shown_with_the_reason_and_an_estimate(make_scheduler: MakeScheduler) -> None:
     scheduler = make_scheduler(worker_stale_s=1e6, worker_silent_s=1e6)
     scheduler.handle(join(make_spec("a", capacity=4, kv_tokens=200)), 0.0)
+    scheduler.handle(submit(make_task("nowhere", model="mistral-7b")), 0.0)
     running = ["t0", "t1"]
     for n in range(30):
         scheduler.handle(submit(make_task(f"t{n}")), 0.0)
     for second in range(1, 21):
         commands = scheduler.handle(AttemptFinished(running.pop(0), 1, "a", 90), float(second))
         running += [command.task.id for command in commands if isinstance(command, AssignTask)]
-    scheduler.handle(submit(make_task("nowhere", model="mistral-7b")), 20.0)
 
     views = {view.task: view for view in snap(scheduler, 20.0).head}
 

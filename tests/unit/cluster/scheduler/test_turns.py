@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from cluster.scheduler.events import AttemptFailed, AttemptFinished, AttemptRele
 from cluster.scheduler.state import TaskRecord
 from cluster.scheduler.turns import Line, Rounds, Row
 from tests.unit.cluster.scheduler.builders import CheckedScheduler, assigned, join, make_spec, make_task, submit
+from tests.unit.cluster.scheduler.conftest import MakeScheduler
 
 
 def queue_up(scheduler: CheckedScheduler, tenant: str, number: int, *, max_tokens: int, tier: Tier = Tier.DEFAULT):
@@ -150,7 +152,7 @@ def test_the_first_that_fits_in_a_row_is_the_first_that_fits(steps: list[tuple[s
     row, lines, names = Row(), [], count()
     for step, need, pick in steps:
         if step == "append":
-            line = Line(f"tenant-{next(names)}", 0)
+            line = Line(f"tenant-{next(names)}")
             line.need = need
             row.append(line)
             lines.append(line)
@@ -176,7 +178,7 @@ def test_the_first_that_fits_in_a_row_is_the_first_that_fits(steps: list[tuple[s
 def test_no_tenant_gets_ahead_of_another_by_more_than_a_quantum_and_a_task(turns: list[tuple[int, int, int]]) -> None:
     """However large the tasks and however wrong their estimates."""
     rounds = Rounds(1_000)
-    lines = [Line(str(n), 0) for n in range(4)]
+    lines = [Line(str(n)) for n in range(4)]
     number = count(1)
     for line in lines:
         _put(line, next(number))
@@ -187,11 +189,58 @@ def test_no_tenant_gets_ahead_of_another_by_more_than_a_quantum_and_a_task(turns
         line.tasks.popitem(last=False)
         _put(line, next(number))
         rounds.serve(line, cost)
-        rounds.settle(line, max(correction, -cost))
+        rounds.settle(line, cost, max(0, cost + correction))
 
         used = [other.used_tokens for other in lines]
         assert max(used) - min(used) <= 1_000 + 3_000 + 900
 
 
 def _put(line: Line, number: int) -> None:
-    line.tasks[str(number)] = TaskRecord(make_task(str(number)), number, 0.0)
+    line.tasks[str(number)] = TaskRecord(make_task(str(number)), number, 0.0, 0.0, 1)
+
+
+def test_an_endless_stream_of_newcomers_does_not_push_back_who_was_here_before(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("w")), 0.0)
+    scheduler.handle(submit(make_task("first", tenant="dave")), 0.0)
+    queue_up(scheduler, "alice", 40, max_tokens=1_000)
+    running, order = "first", []
+    for n in range(60):
+        scheduler.handle(submit(make_task(f"n{n}", tenant=f"new-{n}", max_tokens=1_000)), 1.0)
+        tokens = scheduler.tasks[running].task.generation.max_tokens
+        [(running, _)] = assigned(scheduler.handle(AttemptFinished(running, 1, "w", tokens), 1.0))
+        order.append(running)
+
+    # There is a newcomer for each turn, so whenever alice has one, one more waits; she is one of them.
+    turns = [place for place, name in enumerate(order) if name.startswith("alice")]
+    assert len(turns) >= 8 and turns[-1] > 45
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_who_asks_for_much_more_than_it_takes_does_not_run_away_with_the_queue(
+    make_scheduler: MakeScheduler, slots: int
+) -> None:
+    scheduler = make_scheduler(max_waiting_share=1.0)
+    scheduler.handle(join(make_spec("w", capacity=slots)), 0.0)
+    for n in range(slots):
+        scheduler.handle(submit(make_task(f"first{n}", tenant="dave")), 0.0)
+    queue_up(scheduler, "alice", 300, max_tokens=1_000)  # of which she takes ten
+    running, used = [f"first{n}" for n in range(slots)], {"alice": 0, "bob": 0, "first": 0}
+
+    def turn() -> str:
+        name = running.pop(0)
+        tenant = name.rstrip("0123456789")
+        tokens = 10 if tenant == "alice" else 1_000
+        used[tenant] += 24 + tokens
+        [(following, _)] = assigned(scheduler.handle(AttemptFinished(name, 1, "w", tokens), 1.0))
+        running.append(following)
+        return following
+
+    for _ in range(100):
+        turn()
+    queue_up(scheduler, "bob", 20, max_tokens=1_000)
+    alone = used["alice"]
+
+    assert "bob0" in [turn() for _ in range(2)]
+    while used["bob"] < 5 * 1_024:
+        turn()
+    assert used["alice"] - alone == pytest.approx(used["bob"], abs=(slots + 1) * 1_024)

@@ -36,8 +36,8 @@ def test_a_lost_worker_takes_its_tasks_to_the_fence_and_nothing_else(scheduler: 
         scheduler.handle(submit(make_task(name)), 0.0)
 
     assert scheduler.handle(WorkerLost("a", "link of a", "closed"), 1.0) == [
-        FenceAttempt("node-1", "t1", 1),
-        FenceAttempt("node-1", "t2", 1),
+        FenceAttempt("node-1", "t1", 1, "worker_lost"),
+        FenceAttempt("node-1", "t2", 1, "worker_lost"),
     ]
     assert scheduler.placement.workers == {}
 
@@ -48,7 +48,9 @@ def test_a_lost_worker_does_not_touch_what_runs_elsewhere(scheduler: CheckedSche
     scheduler.handle(join(make_spec("b")), 0.0)
     scheduler.handle(submit(make_task("t2")), 0.0)
 
-    assert scheduler.handle(WorkerLost("b", "link of b", "closed"), 1.0) == [FenceAttempt("node-1", "t2", 1)]
+    assert scheduler.handle(WorkerLost("b", "link of b", "closed"), 1.0) == [
+        FenceAttempt("node-1", "t2", 1, "worker_lost")
+    ]
 
 
 def test_a_lost_worker_takes_its_unacknowledged_cancels_along(scheduler: CheckedScheduler) -> None:
@@ -71,7 +73,7 @@ def test_a_silent_worker_is_evicted_and_its_tasks_move_on(scheduler: CheckedSche
     assert scheduler.handle(Tick(), 15.9) == []
     assert scheduler.handle(Tick(), 16.0) == [
         EvictWorker("node-2", "a", "link of a", 4408, "silent"),
-        FenceAttempt("node-1", "t1", 1),
+        FenceAttempt("node-1", "t1", 1, "worker_lost"),
     ]
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 12.0) == started(task, "b", attempt=2)
 
@@ -160,7 +162,7 @@ def test_a_worker_on_a_new_link_replaces_itself_and_comes_back_empty(scheduler: 
 
     assert scheduler.handle(join(make_spec("a"), link="new"), 1.0) == [
         EvictWorker("node-2", "a", "old", 4409, "replaced"),
-        FenceAttempt("node-1", "t1", 1),
+        FenceAttempt("node-1", "t1", 1, "worker_lost"),
         *started(waiting, "a", queued_s=1.0, link="new"),
     ]
 
