@@ -17,6 +17,7 @@ from accounts.keyring import Identity
 from cluster.domain import TIERS, Generation, Message, Outcome, Task
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import TokenStream
+from gpucloud.lib.crashpoint import crashpoint
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
 from inference.ledger import Entry, Ledger
@@ -48,7 +49,9 @@ class Completion:
     async def complete(self) -> None:
         """Put the completed request on record; after that its last byte may leave."""
         self._settle(Outcome.COMPLETED, finish_reason=str(self.stream.finish_reason))
+        crashpoint("before_commit")
         await self._ledger.committed(self.entry)
+        crashpoint("after_commit")
 
     def fail(self, error: ApiError, outcome: Outcome = Outcome.FAILED) -> None:
         """Settle a request that ends in an error."""
@@ -140,6 +143,7 @@ class Completions:
                 created_at_s=time.time(),
             )
         )
+        crashpoint("accept")
         # The row is queued before the task is: whatever happens to the task has a row to happen to.
         stream = self._gateway.submit(task, buffered=not chat.stream)
         return Completion(task, stream, entry, self._gateway, self._ledger)

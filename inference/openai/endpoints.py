@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from accounts.keyring import Identity
+from gpucloud.lib.crashpoint import crashpoint
 from gpucloud.lib.groupcommit import UnableToCommit
 from gpucloud.lib.watch import Watch
 from inference.catalog import MODELS, list_models
@@ -98,6 +99,7 @@ async def _answer(exchange: Exchange, completion: Completion) -> None:
             service_tier=task.tier.word,
         )
     )
+    crashpoint("after_send")
 
 
 async def _stream(exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
@@ -128,6 +130,7 @@ async def _stream(exchange: Exchange, completion: Completion, chat: ChatRequest)
     if chat.include_usage:
         ending += encoder.usage(make_usage(task.prompt_tokens, completion.delivered_tokens))
     await exchange.end_stream(ending + DONE)
+    crashpoint("after_send")
 
 
 async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncoder) -> None:
