@@ -38,6 +38,7 @@ class Report:
     wall_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    commands: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     violations: dict[int, list[str]] = field(default_factory=dict)
     """By seed."""
@@ -48,7 +49,8 @@ class Report:
             f"faults {self.faults.total():,} · violations {sum(map(len, self.violations.values()))} · "
             f"{self.virtual_s / 3600:.1f} h of virtual time in {self.wall_s:.1f} s"
         ]
-        for title, counter in (("faults", self.faults), ("outcomes", self.outcomes), ("dropped", self.dropped)):
+        for title in ("faults", "outcomes", "commands", "dropped"):
+            counter: Counter[str] = getattr(self, title)
             lines.append(f"{title}: " + ", ".join(f"{name} {number:,}" for name, number in counter.most_common()))
         for seed, violations in self.violations.items():
             lines += [f"seed {seed}: {violation}" for violation in violations[:5]]
@@ -91,6 +93,7 @@ def run_seed(seed: int, report: Report, *, events: int = EVENTS, log: list[str] 
     report.virtual_s += world.loop.now - 1_000
     report.faults += world.faults
     report.outcomes += outcomes_of(world)
+    report.commands += world.commands
     report.dropped += world.gateway.dropped
     if world.violations:
         report.violations[seed] = world.violations

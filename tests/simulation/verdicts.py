@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cluster.domain import Generation, Message
-from tests.simulation.workers import answer_to
+from tests.simulation.workers import PROBE, answer_to
 
 if TYPE_CHECKING:
     from tests.simulation.clients import SimClient
@@ -102,11 +102,12 @@ def _judge_rest(world: World) -> Iterator[str]:
             yield f"{worker.spec.name} is idle and holds {worker.held} slots, {worker.kv_used_bytes} KV bytes"
     for link in gateway.links.values():
         # A cancel that was not answered may be yet, as long as the link is up.
-        if link.worker is not None and (left_over := link.assigned - world.unanswered):
+        left_over = {key for key in link.assigned - world.unanswered if not key[0].startswith(PROBE)}
+        if link.worker is not None and left_over:
             yield f"the link of {link.worker.name} still lists {sorted(left_over)}"
     for worker in world.workers:
-        if worker.jobs:
-            yield f"{worker.name} still works for {sorted(worker.jobs)}"
+        if jobs := sorted(key for key in worker.jobs if not key[0].startswith(PROBE)):
+            yield f"{worker.name} still works for {jobs}"
         if not worker.linked:
             yield f"{worker.name} has not come back"
     if world.ledger.live:

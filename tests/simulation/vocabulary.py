@@ -278,11 +278,17 @@ def server_pauses(world: World) -> bool:
 
 def operator_changes_intent(world: World) -> bool:
     """An operator cordons or drains some workers, and lets the others be."""
-    ids = sorted(world.worker_ids)
+    ids = sorted(world.scheduler.placement.workers)
     cordoned = frozenset(id for id in ids if world.rng.random() < 0.2)
     draining = frozenset(id for id in ids if world.rng.random() < 0.1) - cordoned
     world.tell("IntentsObserved", cordoned=cordoned, draining=draining)
     return True
+
+
+def withdraw_intents(world: World) -> None:
+    """Let all workers be, where operators can want anything of them."""
+    if "operators" in KINDS:
+        world.tell("IntentsObserved", cordoned=frozenset(), draining=frozenset())
 
 
 FAULTS: dict[str, tuple[Action, ...]] = {

@@ -38,10 +38,19 @@ POISON = "poison"
 """A prompt that kills whoever is assigned it."""
 
 
+PROBE = "probe_"
+"""How ids of tasks begin that nobody waits for: a look whether a worker works."""
+
+
 def answer_to(generation: Generation) -> list[str]:
     """Return the tokens of the one right answer."""
-    prompt = generation.messages[0].content
+    prompt = prompt_of(generation)
     return [f"{prompt}.{index} " for index in range(1 + generation.seed % generation.max_tokens)]
+
+
+def prompt_of(generation: Generation) -> str:
+    """Return what the client said; a probe may say nothing."""
+    return generation.messages[0].content if generation.messages else ""
 
 
 class Job:
@@ -258,7 +267,7 @@ class SimWorker:
         if self._leaving:
             self.say(Failed(task=assign.task, attempt=assign.attempt, code="draining"))
             return
-        if assign.generation.messages[0].content.startswith(POISON) and self._world.faulty:
+        if prompt_of(assign.generation).startswith(POISON) and self._world.faulty:
             self._world.poisoned[assign.task] += 1
             self.die()
             return

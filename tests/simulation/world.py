@@ -21,7 +21,7 @@ from cluster.engine.runtime import Runtime, RuntimeSettings
 from cluster.engine.streams import TokenStream
 from cluster.protocol.messages import Assign
 from cluster.scheduler import events
-from cluster.scheduler.commands import AnnounceAttempt, Command
+from cluster.scheduler.commands import AnnounceAttempt, AssignTask, Command
 from cluster.scheduler.core import Scheduler
 from cluster.scheduler.core import Settings as SchedulerSettings
 from cluster.scheduler.events import Event
@@ -36,18 +36,29 @@ from tests.simulation.ledger import COMMIT_S, SimLedger
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.plan import Plan
 from tests.simulation.wires import LATENCY_S, Wire
-from tests.simulation.workers import POISON, SimWorker, is_farewell
+from tests.simulation.workers import POISON, PROBE, SimWorker, is_farewell
 
 T = TypeVar("T")
 
 HEARTBEAT_S = 1.0
+SHORTER = {
+    "queue_timeout_s": 6.0,
+    "no_worker_grace_s": 2.0,
+    "total_timeout_s": 25.0,
+    "worker_stale_s": HEARTBEAT_S * 1.5,
+    "worker_silent_s": HEARTBEAT_S * 3.2,
+    "cancel_ack_s": 0.5,
+    "max_waiting": 60,
+    "aged_after_s": 2.0,
+    "return_s": 4.0,
+    "probe_after_s": 1.0,
+    "probe_timeout_s": 2.0,
+    "flap_window_s": 12.0,
+    "quarantine_s": 1.0,
+}
+"""The product's time-outs and bounds, cut down to the length of a run."""
 SETTINGS = SchedulerSettings(
-    queue_timeout_s=6.0,
-    no_worker_grace_s=2.0,
-    total_timeout_s=25.0,
-    worker_stale_s=HEARTBEAT_S * 1.5,
-    worker_silent_s=HEARTBEAT_S * 3.2,
-    cancel_ack_s=0.5,
+    **{name: value for name, value in SHORTER.items() if name in SchedulerSettings.__struct_fields__}
 )
 CANCEL_S = 0.25
 """How long it may take from a client's departure until the cancel is on its way."""
@@ -78,6 +89,8 @@ class World:
         self.loop.set_exception_handler(lambda _, context: self.violation(f"unhandled: {context}"))
         self.violations: list[str] = []
         self.faults: Counter[str] = Counter()
+        self.commands: Counter[str] = Counter()
+        """What the scheduler has asked for, by kind."""
         self.events = 0
         self.faulty = True
         """Whether things may go wrong."""
@@ -89,7 +102,6 @@ class World:
         """Cancels that a worker chose not to hear."""
         self.poisoned: Counter[str] = Counter()
         """How many workers a task has killed."""
-        self.worker_ids: dict[str, str] = {}
         self.ledger: Any = SimLedger(self)
         self._log = log
         self._fenced: dict[str, int] = {}
@@ -215,14 +227,15 @@ class World:
             self.events += 1
             self.note("event", lambda: repr(event))
         for command in commands:
+            self.commands[type(command).__name__] += 1
             self.note("command", command.__repr__)
+            if isinstance(command, AssignTask) and command.resume_from:
+                self.commands["AssignTask to resume"] += 1
         try:
             self.scheduler.check_invariants()
         except AssertionError as error:
             self.violation(f"after {type(event).__name__}: {error}")
-        if isinstance(event, events.WorkerJoined):
-            self.worker_ids[event.worker.id] = event.worker.name
-        elif isinstance(event, events.AttemptFenced):
+        if isinstance(event, events.AttemptFenced):
             self._fenced[event.task_id] = event.next_seq
         for command in commands:
             if isinstance(command, AnnounceAttempt):
@@ -232,8 +245,9 @@ class World:
         """Look at an assignment that a worker has begun."""
         if not worker.prompt:
             return
-        if len(worker.jobs) > worker.capacity:
-            self.violation(f"{worker.name} was given {len(worker.jobs)} attempts, it takes {worker.capacity}")
+        attempts = [task for task, _ in worker.jobs if not task.startswith(PROBE)]
+        if len(attempts) > worker.capacity:
+            self.violation(f"{worker.name} was given {len(attempts)} attempts, it takes {worker.capacity}")
         for other in self.workers:
             if other is not worker and other.prompt and any(task == assign.task for task, _ in other.jobs):
                 self.violation(f"{assign.task} runs on {other.name} and {worker.name} at once")
@@ -270,6 +284,7 @@ class World:
         self.faulty = False
         self.note("world", "no more faults")
         self.mend_ledger()
+        vocabulary.withdraw_intents(self)
         for client in self.clients:
             client.read_on()
             client.leave_after_tokens = None
