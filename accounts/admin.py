@@ -8,9 +8,7 @@ The `type: ignore`s: Django's admin classes are generic to the type checker only
 
 from __future__ import annotations
 
-from typing import Any
-
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
 from django.db.models import QuerySet
@@ -19,6 +17,7 @@ from django.http import HttpRequest
 
 from accounts import services
 from accounts.models import ApiKey, User
+from gpucloud.lib.admin import RevokedFilter, act_on_each
 
 
 class UserAddForm(AdminUserCreationForm):  # type: ignore[type-arg]
@@ -64,21 +63,6 @@ class UserAdmin(BaseUserAdmin):  # type: ignore[type-arg]
         return False
 
 
-class LivenessFilter(admin.SimpleListFilter):
-    """Separates revoked keys from the others."""
-
-    title = "revoked"
-    parameter_name = "revoked"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Name the choices."""
-        return [("no", "No"), ("yes", "Yes")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        """Apply the choice."""
-        return queryset.filter(revoked_at__isnull=self.value() == "no") if self.value() in ("no", "yes") else None
-
-
 @admin.register(ApiKey)
 class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Keys: whose, on which terms, and whether they still work."""
@@ -94,7 +78,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "revoked_at",
         "last_used_at",
     )
-    list_filter = (LivenessFilter, "tier", "created_at")
+    list_filter = (RevokedFilter, "tier", "created_at")
     list_select_related = ("user",)
     search_fields = ("prefix", "last4", "name", "user__email")
     fields = (
@@ -119,12 +103,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Revoke selected keys", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Refuse the keys from now on, for good."""
-        revoked = 0
-        for key in queryset:
-            if services.revoke_key(key=key):
-                revoked += 1
-                self.log_change(request, key, "Revoked.")
-        self.message_user(request, f"Keys revoked: {revoked}.", messages.SUCCESS)
+        act_on_each(self, request, queryset, _revoke, entry="Revoked.", summary="Keys revoked")
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: ModelForm[ApiKey], change: bool) -> None:
         """Store the key by the service."""
@@ -137,3 +116,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         """Keys are revoked, never deleted: the ledger refers to them."""
         return False
+
+
+def _revoke(key: ApiKey) -> bool:
+    return services.revoke_key(key=key)

@@ -1,4 +1,4 @@
-"""Worker tokens and the record of workers in the admin. It writes through `services`, deletes nothing.
+"""Worker tokens and workers in the admin. It writes through `services`, deletes nothing.
 
 A token cannot be added here: its secret is shown once, by the command `createworkertoken`, and
 must not wait in a session or a message for the next page.
@@ -8,30 +8,14 @@ The `type: ignore`s: Django's admin classes are generic to the type checker only
 
 from __future__ import annotations
 
-from typing import Any
-
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
 
 from cluster import services
 from cluster.models import Worker, WorkerToken
-
-
-class RevokedFilter(admin.SimpleListFilter):
-    """Separates revoked tokens from the others."""
-
-    title = "revoked"
-    parameter_name = "revoked"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Name the choices."""
-        return [("no", "No"), ("yes", "Yes")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        """Apply the choice."""
-        return queryset.filter(revoked_at__isnull=self.value() == "no") if self.value() in ("no", "yes") else None
+from gpucloud.lib.admin import RevokedFilter, act_on_each
 
 
 @admin.register(WorkerToken)
@@ -53,12 +37,7 @@ class WorkerTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Revoke selected tokens", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[WorkerToken]) -> None:
         """Refuse the tokens from now on, for good; the gateways close their links."""
-        revoked = 0
-        for token in queryset:
-            if services.revoke_worker_token(token=token):
-                revoked += 1
-                self.log_change(request, token, "Revoked.")
-        self.message_user(request, f"Tokens revoked: {revoked}.", messages.SUCCESS)
+        act_on_each(self, request, queryset, _revoke, entry="Revoked.", summary="Tokens revoked")
 
     def save_model(self, request: HttpRequest, obj: WorkerToken, form: ModelForm[WorkerToken], change: bool) -> None:
         """Store the token by the service."""
@@ -75,12 +54,48 @@ class WorkerTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(Worker)
 class WorkerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Every worker that ever joined; to be read."""
+    """Every worker that ever joined; to be read, and to be told what is wanted of it."""
 
-    list_display = ("name", "id", "gpu", "gpus", "capacity", "simulated", "token", "first_seen_at", "last_seen_at")
-    list_filter = ("simulated", "gpu", "last_seen_at")
+    list_display = (
+        "name",
+        "id",
+        "intent",
+        "gpu",
+        "gpus",
+        "capacity",
+        "simulated",
+        "token",
+        "first_seen_at",
+        "last_seen_at",
+    )
+    list_filter = ("intent", "simulated", "gpu", "last_seen_at")
     list_select_related = ("token",)
     search_fields = ("id", "name", "instance")
+    actions = ("cordon_selected", "uncordon_selected", "drain_selected", "evict_selected")
+
+    @admin.action(description="Cordon selected workers: nothing new, what runs goes on", permissions=["operate"])
+    def cordon_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
+        """Keep new work away from the workers."""
+        act_on_each(self, request, queryset, _cordon, entry="Cordoned.", summary="Workers cordoned")
+
+    @admin.action(description="Uncordon selected workers: work as usual", permissions=["operate"])
+    def uncordon_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
+        """Take back a cordon or a drain."""
+        act_on_each(self, request, queryset, _uncordon, entry="Uncordoned.", summary="Workers uncordoned")
+
+    @admin.action(description="Drain selected workers: finish what runs, then leave", permissions=["operate"])
+    def drain_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
+        """Have the workers finish and leave."""
+        act_on_each(self, request, queryset, _drain, entry="Drained.", summary="Workers to drain")
+
+    @admin.action(description="Evict selected workers: close their links now", permissions=["operate"])
+    def evict_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
+        """Close the workers' links; their tasks move on, and they may dial in again."""
+        act_on_each(self, request, queryset, _evict, entry="Evicted.", summary="Workers to evict")
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Whoever might change a worker may say what is wanted of it, though nobody edits its row."""
+        return request.user.has_perm("cluster.change_worker")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Workers join by themselves."""
@@ -93,3 +108,23 @@ class WorkerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Worker | None = None) -> bool:
         """The record stays: the ledger names workers."""
         return False
+
+
+def _revoke(token: WorkerToken) -> bool:
+    return services.revoke_worker_token(token=token)
+
+
+def _cordon(worker: Worker) -> bool:
+    return services.cordon_worker(worker_id=worker.pk)
+
+
+def _uncordon(worker: Worker) -> bool:
+    return services.uncordon_worker(worker_id=worker.pk)
+
+
+def _drain(worker: Worker) -> bool:
+    return services.drain_worker(worker_id=worker.pk)
+
+
+def _evict(worker: Worker) -> bool:
+    return services.evict_worker(worker_id=worker.pk)

@@ -28,8 +28,8 @@ class Tier(IntEnum):
         return _TIER_WORDS[self]
 
 
-_TIER_WORDS = {tier: tier.name.lower() for tier in Tier}
-TIERS = {word: tier for tier, word in _TIER_WORDS.items()}
+_TIER_WORDS = [tier.name.lower() for tier in Tier]
+TIERS = dict(zip(_TIER_WORDS, Tier, strict=True))
 """Tiers by their word."""
 
 
@@ -86,11 +86,51 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """The node whose gateway holds the client's stream."""
     prompt_tokens: int
     generation: Generation
+    simulated_only: bool = False
+    """Whether only simulated workers may have it: its owner may not use real hardware."""
 
     @property
     def kv_tokens(self) -> int:
         """KV-cache tokens to reserve on a worker: the prompt and all it may generate."""
         return self.prompt_tokens + self.generation.max_tokens
+
+
+class WaitReason(StrEnum):
+    """Why a task is still in line; the words that clients, timelines and panels show."""
+
+    NO_SLOT = "no_slot"
+    """Every worker that takes tasks of its model is full."""
+    NO_KV_ROOM = "no_kv_room"
+    """There are free slots, but none with room for the tokens that it may need."""
+    NO_WORKER = "no_worker"
+    """No worker takes tasks of its model just now."""
+    BEHIND_OTHERS = "behind_others"
+    """An older task of the same tenant is to go first."""
+    ISOLATION = "isolation"
+    """A worker died with it: it waits for a worker that it has to itself."""
+    RESUME = "resume"
+    """Its answer has begun: it waits for a worker that can continue the text."""
+
+
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """Why a task went to the worker that it went to. Scores are 0..1, and 1 is best."""
+
+    candidates: int
+    """Workers with a free slot among which it was chosen."""
+    load: float
+    """How free the worker was: 1 less the larger share in use of its slots and its KV cache."""
+    wait: float
+    """How soon it gives a first token: its speed as a share of the fastest worker's."""
+
+
+class Intent(StrEnum):
+    """What operators want of a worker."""
+
+    NONE = "none"
+    CORDONED = "cordoned"
+    """It finishes what it has and gets nothing new, until they think otherwise."""
+    DRAINING = "draining"
+    """It finishes what it has and is told to leave."""
 
 
 class ModelOffer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -125,7 +165,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
     """KV cache shared by all its models; 0 means not accounted."""
     resumes: frozenset[str] = frozenset()
+    """Kinds of text that it can continue at any token, such as `sim-text/1`."""
     simulated: bool = False
+    lineage: str = ""
+    """The same over restarts of the process: derived from token and name. Flapping is judged by it."""
 
 
 class GpuReading(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -146,6 +189,10 @@ class WorkerStatus(StrEnum):
     ONLINE = "online"
     BUSY = "busy"
     SUSPECT = "suspect"
+    """Silent, or without progress and under probe."""
+    QUARANTINED = "quarantined"
+    """Its links do not last: no work for a while."""
+    CORDONED = "cordoned"
     DRAINING = "draining"
     OFFLINE = "offline"
 
@@ -168,6 +215,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     heartbeat_age_s: float
     """At `ClusterSnapshot.taken_at_s`."""
+    cordoned: bool = False
+    """Whether operators want it to get nothing new."""
 
 
 class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +230,10 @@ class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     """1 is next in its model's queue."""
     waited_s: float
+    why: str = ""
+    """A word of `WaitReason`."""
+    eta_ms: int | None = None
+    """When it may start, at the pace at which its model's line moves; None before one is known."""
 
 
 class TierView(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,13 +1,42 @@
-"""Reads of worker tokens and of the record of workers; what a worker does now is in the snapshot."""
+"""Reads of worker tokens and of workers: who came, and what is wanted of them.
+
+What a worker does now is in the snapshot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from django.db.models import Q, QuerySet
+import msgspec
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
+from cluster.domain import Intent
 from cluster.models import Worker, WorkerToken
+
+
+class Intents(msgspec.Struct, frozen=True):
+    """The workers, by id, of which operators want something that lasts."""
+
+    cordoned: frozenset[str] = frozenset()
+    draining: frozenset[str] = frozenset()
+
+
+def get_intents() -> Intents:
+    """Return what operators want of workers, linked or not."""
+    wanted = Worker.objects.exclude(intent=Intent.NONE.value).order_by().values_list("pk", "intent")
+    by_intent: dict[str, set[str]] = {intent.value: set() for intent in Intent}
+    for worker_id, intent in wanted:
+        by_intent[intent].add(worker_id)
+    return Intents(frozenset(by_intent[Intent.CORDONED.value]), frozenset(by_intent[Intent.DRAINING.value]))
+
+
+def list_evicted_links(worker_ids: Collection[str]) -> set[str]:
+    """Return the links of these workers that operators want closed."""
+    if not worker_ids:
+        return set()
+    evicted = Worker.objects.filter(pk__in=worker_ids, evict_link=F("link")).exclude(link="").order_by()
+    return set(evicted.values_list("link", flat=True))
 
 
 def list_dead_token_ids(ids: Collection[int]) -> set[int]:

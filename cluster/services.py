@@ -1,4 +1,4 @@
-"""Every write of worker tokens and of the record of workers.
+"""Every write of worker tokens and of workers: who came, and what operators want of them.
 
 Synchronous: the data plane calls these from a thread. Bad values raise Django's `ValidationError`,
 with a sentence per field.
@@ -12,10 +12,10 @@ from hmac import compare_digest
 
 import msgspec
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils import timezone
 
-from cluster.domain import WorkerSpec
+from cluster.domain import Intent, WorkerSpec
 from cluster.models import Worker, WorkerToken, any_model
 from gpucloud.lib.secret import digest_secret, is_well_formed, make_secret, prefix_of
 
@@ -89,8 +89,8 @@ def authenticate_worker(secret: str) -> WorkerCredential | None:
     return WorkerCredential(token_id=token.pk, name=token.name, models=tuple(token.models))
 
 
-def record_worker_joined(*, spec: WorkerSpec, token_id: int | None) -> None:
-    """Write that a worker is here, and how it described itself."""
+def record_worker_joined(*, spec: WorkerSpec, token_id: int | None, link: str = "") -> None:
+    """Write that a worker is here, over which link, and how it described itself; intents stand."""
     now = timezone.now()
     row = Worker(
         id=spec.id,
@@ -104,8 +104,9 @@ def record_worker_joined(*, spec: WorkerSpec, token_id: int | None) -> None:
         simulated=spec.simulated,
         first_seen_at=now,
         last_seen_at=now,
+        link=link,
     )
-    kept = ("id", "first_seen_at")
+    kept = ("id", "first_seen_at", "intent", "evict_link")
     Worker.objects.bulk_create(
         [row],
         update_conflicts=True,
@@ -117,6 +118,37 @@ def record_worker_joined(*, spec: WorkerSpec, token_id: int | None) -> None:
 def record_workers_seen(*, worker_ids: Collection[str]) -> None:
     """Write that these workers are still here."""
     Worker.objects.filter(pk__in=worker_ids).update(last_seen_at=timezone.now())
+
+
+def cordon_worker(*, worker_id: str) -> bool:
+    """Keep new work away from a worker; what runs there goes on. Return whether that is news.
+
+    This and the next three write what is wanted; gateways and dispatcher make it so within a second.
+    """
+    return _want(worker_id, Intent.CORDONED)
+
+
+def drain_worker(*, worker_id: str) -> bool:
+    """Have a worker finish what runs, take nothing new and leave. Return whether that is news."""
+    return _want(worker_id, Intent.DRAINING)
+
+
+def uncordon_worker(*, worker_id: str) -> bool:
+    """Take back a cordon or a drain. Return whether there was one."""
+    return _want(worker_id, Intent.NONE)
+
+
+def evict_worker(*, worker_id: str) -> bool:
+    """Close the link of a worker now; its tasks move on. Return whether that is news.
+
+    Only the link that it has is meant: it may dial in again, unless it is cordoned as well.
+    """
+    linked = Worker.objects.filter(pk=worker_id).exclude(link="").exclude(evict_link=F("link"))
+    return bool(linked.update(evict_link=F("link")))
+
+
+def _want(worker_id: str, intent: Intent) -> bool:
+    return bool(Worker.objects.filter(pk=worker_id).exclude(intent=intent.value).update(intent=intent.value))
 
 
 def _pepper() -> bytes:

@@ -22,6 +22,7 @@ from inference.ledger import Ledger
 from inference.openai.endpoints import Endpoints
 from inference.openai.routing import DataPlane
 from inference.requestlog import RequestLog
+from inference.rollcall import RollCall
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Node:
         )
         self.keyring = Keyring(pepper=settings.KEY_PEPPER.encode(), poll_s=settings.KEY_POLL_S)
         self.ledger = Ledger(node=settings.NODE, commit_timeout_s=settings.LEDGER_COMMIT_S)
-        self.registrar = Registrar(self.runtime.gateway)
+        self.registrar = Registrar(self.runtime.gateway, self.runtime.broker)
+        self.roll_call = RollCall(self.runtime.gateway, self.ledger)
         self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
         self.completions = Completions(self.runtime.gateway, self.ledger)
         endpoints = Endpoints(
@@ -66,6 +68,7 @@ class Node:
         await self.keyring.start()
         await self.runtime.start()
         self.registrar.start()
+        self.roll_call.start()
         # What lives from here on lives as long as the process: keep the collector off it, and let
         # it run rarely over what requests leave behind. Measured: p99 25 → 16 ms.
         gc.collect()
@@ -93,6 +96,7 @@ class Node:
         await self.registrar.stop()
         await self.runtime.stop()
         await self.keyring.stop()
+        self.roll_call.stop()
         await self.ledger.stop()
         self.request_log.flush()
         gc.unfreeze()

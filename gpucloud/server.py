@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 
 from gpucloud.asgi import Gpucloud
+from gpucloud.onewrite import OneWriteProtocol
 
 BACKLOG = 2048
 DEAD_PEER_MS = 15_000
@@ -87,8 +88,9 @@ def run(application: Gpucloud, listener: socket.socket, *, drain_s: float) -> No
     """Serve until a signal ends it."""
     config = uvicorn.Config(
         application,
+        interface="asgi3",
         loop="uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="websockets-sansio",
         ws_max_size=1024 * 1024,
         ws_per_message_deflate=False,

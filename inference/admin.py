@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.db.models import Model
 from django.http import HttpRequest
+from django.template.loader import render_to_string
 
-from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
+from inference.models import KeyTotal, LatencyHistogram, LedgerCounter, Request, UsageRollup
+from inference.timeline import describe_story, tell_story
 
 if TYPE_CHECKING:
     Admin = admin.ModelAdmin[Any]
@@ -55,6 +57,13 @@ class RequestAdmin(ReadOnlyAdmin):
     search_help_text = "The beginning of a request id, as in the x-request-id header."
     ordering = ("-created_at",)
     date_hierarchy = None
+    exclude = ("timeline",)
+    readonly_fields = ("story",)
+
+    @admin.display(description="timeline")
+    def story(self, row: Request) -> str:
+        """Show what befell the request, with the time that each step took."""
+        return render_to_string("inference/_timeline.html", {"lines": describe_story(tell_story(row))})
 
 
 @admin.register(UsageRollup)
@@ -83,6 +92,13 @@ class LatencyHistogramAdmin(ReadOnlyAdmin):
     ordering = ("-hour", "pk")
 
 
+@admin.register(KeyTotal)
+class KeyTotalAdmin(ReadOnlyAdmin):
+    list_display = ("key_id", "node", "requests", "prompt_tokens", "completion_tokens")
+    list_filter = ("node",)
+    ordering = ("key_id", "node")
+
+
 @admin.register(LedgerCounter)
 class LedgerCounterAdmin(ReadOnlyAdmin):
-    list_display = ("node", "admitted", "settled", "retained_from")
+    list_display = ("node", "admitted", "settled", "live_since", "retained_from")

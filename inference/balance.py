@@ -1,7 +1,8 @@
-"""Compares the ledger's independent sources: rows, sums, histograms and the writers' counters.
+"""Compares the ledger's independent sources: rows, sums, histograms, keys' totals, writers' counters.
 
 All are written in one transaction, so at any moment, also under load, they agree to the unit; a
-difference is a fault. Rows are compared from the hour on that retention has not touched.
+difference is a fault. Rows are compared from the hour on that retention has not touched; open rows
+also with the requests that the nodes say they hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from django.db.models import Count, F, Max, Q, Sum
 
 from cluster.domain import Outcome
 from inference.histograms import Bars
-from inference.models import OPEN, LatencyHistogram, LedgerCounter, Request, UsageRollup
+from inference.models import OPEN, KeyTotal, LatencyHistogram, LedgerCounter, Request, UsageRollup
 
 GRACE_S = 60
 """How long after its time-out a request may still be open: the commit, and clocks that differ."""
@@ -47,7 +48,12 @@ def list_checks(*, now: datetime, using: str = DEFAULT_DB_ALIAS) -> list[Check]:
             admitted=Sum("admitted", default=0), settled=Sum("settled", default=0), since=Max("retained_from")
         )
         sums = UsageRollup.objects.using(using)
-        everything = sums.aggregate(requests=Sum("requests", default=0), completed=Sum("completed", default=0))
+        everything = sums.aggregate(
+            requests=Sum("requests", default=0),
+            completed=Sum("completed", default=0),
+            prompt=Sum("prompt_tokens", default=0),
+            completion=Sum("completion_tokens", default=0),
+        )
         bars = LatencyHistogram.objects.using(using).values_list("bars", flat=True)
         since = counted["since"] or datetime.min.replace(tzinfo=UTC)
         by_row = rows.filter(created_at__gte=since).aggregate(
@@ -62,6 +68,11 @@ def list_checks(*, now: datetime, using: str = DEFAULT_DB_ALIAS) -> list[Check]:
             completion=Sum("completion_tokens", default=0),
             generated=Sum("generated_tokens", default=0),
         )
+        keys = KeyTotal.objects.using(using).aggregate(
+            requests=Sum("requests", default=0),
+            prompt=Sum("prompt_tokens", default=0),
+            completion=Sum("completion_tokens", default=0),
+        )
         overdue_at = now - timedelta(seconds=settings.TOTAL_TIMEOUT_S + GRACE_S)
         return [
             Check(
@@ -73,6 +84,7 @@ def list_checks(*, now: datetime, using: str = DEFAULT_DB_ALIAS) -> list[Check]:
             Check(
                 "overdue", rows.filter(state=OPEN, created_at__lt=overdue_at).count(), 0, "open rows past their time"
             ),
+            Check("orphaned", _count_orphans(using), 0, "open rows older than all that their node holds"),
             Check("settled", everything["requests"], counted["settled"], "sums, counter"),
             *(
                 Check(outcome.value, by_row[outcome.value], by_sum[f"{outcome.value}_"], "rows, sums")
@@ -82,6 +94,12 @@ def list_checks(*, now: datetime, using: str = DEFAULT_DB_ALIAS) -> list[Check]:
                 Check(f"{kind}_tokens", by_row[kind], by_sum[kind], "rows, sums")
                 for kind in ("prompt", "completion", "generated")
             ),
+            Check("key_requests", keys["requests"], everything["requests"], "keys, sums"),
+            *(
+                Check(f"key_{kind}_tokens", keys[kind], everything[kind], "keys, sums")
+                for kind in ("prompt", "completion")
+            ),
+            Check("misattributed", _count_misattributed(using), 0, "keys and nodes whose totals are not their sums"),
             Check(
                 "misbilled",
                 rows.filter(
@@ -98,6 +116,24 @@ def list_checks(*, now: datetime, using: str = DEFAULT_DB_ALIAS) -> list[Check]:
                 "histograms, completed sums",
             ),
         ]
+
+
+def _count_orphans(using: str) -> int:
+    rows = Request.objects.using(using).filter(state=OPEN)
+    nodes = LedgerCounter.objects.using(using).exclude(live_since=None).values_list("node", "live_since")
+    return sum(rows.filter(node=node, created_at__lt=since).count() for node, since in nodes)
+
+
+def _count_misattributed(using: str) -> int:
+    """Count the keys and nodes that somebody else's usage was put down to."""
+    fields = ("requests", "prompt_tokens", "completion_tokens")
+    group = ("key_id", "node")
+    totals = KeyTotal.objects.using(using).values_list(*group, *fields)
+    sums = UsageRollup.objects.using(using).values(*group).order_by()
+    added = sums.annotate(**{f"sum_{field}": Sum(field) for field in fields})
+    by_sum = {(row["key_id"], row["node"]): tuple(row[f"sum_{field}"] for field in fields) for row in added}
+    by_key = {(key_id, node): tuple(counts) for key_id, node, *counts in totals}
+    return sum(by_sum.get(key) != by_key.get(key) for key in by_sum.keys() | by_key.keys())
 
 
 @contextmanager

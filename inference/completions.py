@@ -10,8 +10,12 @@ byte leaves, the terminal row before the finish chunk, and whoever settles first
 
 from __future__ import annotations
 
-import secrets
+import asyncio
+import random
 import time
+from typing import get_args
+
+import msgspec
 
 from accounts.keyring import Identity
 from cluster.domain import TIERS, Generation, Message, Outcome, Task
@@ -20,42 +24,75 @@ from cluster.engine.streams import TokenStream
 from gpucloud.lib.crashpoint import crashpoint
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
-from inference.ledger import Entry, Ledger
+from inference.ledger import Ledger, Row
 from inference.openai.errors import ApiError, invalid, model_not_found, unavailable
-from inference.openai.schemas import AssistantMessage, ChatMessage, ChatRequest, ToolMessage, text_of
+from inference.openai.schemas import AssistantMessage, ChatMessage, ChatRequest, text_of
 from inference.records import Opened, Settlement
 
+COMPLETED = Outcome.COMPLETED
 
-class Completion:
+
+class Completion(msgspec.Struct, eq=False):
     """One accepted request: its stream, its row, and how far its client has got."""
 
-    __slots__ = ("_gateway", "_ledger", "created", "delivered_tokens", "entry", "settlement", "stream", "task")
+    task: Task
+    stream: TokenStream
+    row: Row
+    _gateway: Gateway
+    _ledger: Ledger
+    delivered_tokens: int = 0
+    """Tokens handed to the socket; what is billed."""
+    settlement: Settlement | None = None
+    _waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, task: Task, stream: TokenStream, entry: Entry, gateway: Gateway, ledger: Ledger) -> None:
-        self.task = task
-        self.stream = stream
-        self.entry = entry
-        self.created = int(time.time())
-        self.delivered_tokens = 0
-        """Tokens handed to the socket; what is billed."""
-        self.settlement: Settlement | None = None
-        self._gateway = gateway
-        self._ledger = ledger
+    @property
+    def created(self) -> int:
+        """When the request was admitted, in whole seconds since the epoch."""
+        return int(self.row.opened.created_at_s)
 
     async def opened(self) -> None:
         """Wait until the request is on record; before that no byte of an answer may leave."""
-        await self._ledger.opened(self.entry)
+        await self._ledger.opened(self.row)
 
     async def complete(self) -> None:
         """Put the completed request on record; after that its last byte may leave."""
-        self._settle(Outcome.COMPLETED, finish_reason=str(self.stream.finish_reason))
+        self._settle(COMPLETED, finish_reason=self.stream.finish_reason)
         crashpoint("before_commit")
-        await self._ledger.committed(self.entry)
+        await self._ledger.committed(self.row)
         crashpoint("after_commit")
+
+    def completed_whole(self) -> asyncio.Future[None]:
+        """Return what resolves once all tokens are there and the completed request is on record.
+
+        It resolves early if the stream ends badly. `stream.wait` and `complete` in one: the outcome is
+        decided in the stack of the worker's last frame, so that the endpoint is woken only once.
+        """
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        if self.stream.ended:
+            self._conclude()
+        else:
+            self.stream.on_end = self._conclude
+        return waiter
+
+    def _conclude(self) -> None:
+        stream, waiter = self.stream, self._waiter
+        assert waiter is not None
+        if stream.finish_reason is not None:
+            self.delivered_tokens = stream.next_seq
+            self._settle(COMPLETED, finish_reason=stream.finish_reason)
+            crashpoint("before_commit")
+            self._ledger.tell_committed(self.row, waiter)
+        elif not waiter.done():
+            waiter.set_result(None)
 
     def fail(self, error: ApiError, outcome: Outcome = Outcome.FAILED) -> None:
         """Settle a request that ends in an error."""
         self._settle(outcome, error_code=error.code)
+
+    def give_up(self, error: ApiError) -> None:
+        """Settle a request that cannot be put on record, whatever its outcome would have been."""
+        self._settle(Outcome.FAILED, error_code=error.code)
+        self._ledger.give_up(self.row)
 
     def leave(self) -> None:
         """The client is gone: settle, stop the work, wake the endpoint. Safe at any time."""
@@ -87,7 +124,7 @@ class Completion:
             ttft_ms=None if first_s is None else (first_s - started_s) * 1000,
             total_ms=(time.monotonic() - started_s) * 1000,
         )
-        self._ledger.settle(self.entry, self.settlement)
+        self._ledger.settle(self.row, self.settlement)
 
 
 class Completions:
@@ -104,7 +141,10 @@ class Completions:
         if card is None:
             raise model_not_found(chat.model)
         messages = tuple([_read_message(message, index) for index, message in enumerate(chat.messages)])
-        prompt_tokens = await tokens.count_chat_async(chat.model, messages)
+        if tokens.is_long(messages):
+            prompt_tokens = await tokens.count_long_chat(chat.model, messages)
+        else:
+            prompt_tokens = tokens.count_chat(chat.model, messages)
         context_tokens = card.gpucloud.context_tokens
         max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens)
         # After the last await: from here on a request is either refused or seen by the drain.
@@ -123,13 +163,13 @@ class Completions:
             generation=Generation(
                 messages=messages,
                 max_tokens=max_tokens,
-                seed=secrets.randbits(63) if chat.seed is None else chat.seed,
+                seed=random.getrandbits(63) if chat.seed is None else chat.seed,
                 temperature=1.0 if chat.temperature is None else chat.temperature,
                 top_p=1.0 if chat.top_p is None else chat.top_p,
                 stop=chat.stops,
             ),
         )
-        entry = self._ledger.open(
+        row = self._ledger.open(
             Opened(
                 id=request_id,
                 key_id=identity.key_id,
@@ -146,16 +186,16 @@ class Completions:
         crashpoint("accept")
         # The row is queued before the task is: whatever happens to the task has a row to happen to.
         stream = self._gateway.submit(task, buffered=not chat.stream)
-        return Completion(task, stream, entry, self._gateway, self._ledger)
+        return Completion(task, stream, row, self._gateway, self._ledger)
 
 
 def _read_message(message: ChatMessage, index: int) -> Message:
-    text = text_of(message.content, f"messages[{index}]")
+    content = message.content
+    text = content if type(content) is str else text_of(content, f"messages[{index}]")
     if isinstance(message, AssistantMessage) and message.tool_calls:
         # Calls made earlier are part of what the model reads, so they count and they vary the text.
         text += "".join(bytes(call.function).decode() for call in message.tool_calls)
-    role = "tool" if isinstance(message, ToolMessage) else str(message.__struct_config__.tag)
-    return Message(role=role, content=text, name=message.name)
+    return Message(role=_ROLES[type(message)], content=text, name=message.name)
 
 
 def _decide_max_tokens(chat: ChatRequest, prompt_tokens: int, context_tokens: int) -> int:
@@ -173,3 +213,7 @@ def _decide_max_tokens(chat: ChatRequest, prompt_tokens: int, context_tokens: in
         )
     assert asked is not None
     return asked
+
+
+_ROLES = {kind: str(kind.__struct_config__.tag) for kind in get_args(ChatMessage)}
+"""What the sender of a message is called, by its class."""

@@ -31,10 +31,10 @@ class Bars(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     def count(self, queue_ms: float, ttft_ms: float | None, total_ms: float) -> None:
         """Count one request; without a first token there is nothing to count under `ttft`."""
-        _count(self.queue, queue_ms)
-        _count(self.total, total_ms)
-        if ttft_ms is not None:
-            _count(self.ttft, ttft_ms)
+        for histogram, ms in ((self.queue, queue_ms), (self.ttft, ttft_ms), (self.total, total_ms)):
+            if ms is not None:
+                bucket = bucket_of(ms)
+                histogram[bucket] = histogram.get(bucket, 0) + 1
 
     def add(self, other: Bars) -> None:
         """Count all requests that `other` has counted."""
@@ -81,11 +81,6 @@ def percentile(buckets: Mapping[int, int], q: float) -> float | None:
         if seen >= rank:
             return middle_ms(bucket)
     raise AssertionError("the ranks of a histogram end at its total")
-
-
-def _count(histogram: Histogram, ms: float) -> None:
-    bucket = bucket_of(ms)
-    histogram[bucket] = histogram.get(bucket, 0) + 1
 
 
 _DECODER = msgspec.json.Decoder(Bars)

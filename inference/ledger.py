@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -18,33 +18,14 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from cluster.domain import Outcome
 from gpucloud.lib.groupcommit import GroupCommit, TicketState, UnableToCommit
 from inference import ledger_sql, selectors
-from inference.ledger_store import LedgerStore, Row
+from inference.ledger_store import LedgerStore, LiveReport, Row
 from inference.records import Opened, Settlement
 
-__all__ = ["Entry", "Ledger", "UnableToCommit"]
+__all__ = ["Ledger", "Row", "UnableToCommit"]
 
 DAY_S = 86_400
 
-
-class Entry:
-    """One accepted request in the ledger's hands."""
-
-    __slots__ = ("_closing", "_opening", "opened")
-
-    def __init__(self, opened: Opened, opening: Row) -> None:
-        self.opened = opened
-        self._opening = opening
-        self._closing: Row | None = None
-
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        return self.opened.id
-
-    @property
-    def settled(self) -> bool:
-        """Whether the outcome is decided; it may not be on disk yet."""
-        return self._closing is not None
+TAKEN = TicketState.TAKEN
 
 
 class Ledger:
@@ -67,6 +48,9 @@ class Ledger:
         self._alias = alias
         self._clock = clock
         self._on_settled = on_settled
+        self._undecided: dict[str, float] = {}
+        """When each request without an outcome was admitted, the oldest first."""
+        self._reported: tuple[int, bool] | None = None
         self._writer = GroupCommit(
             LedgerStore(
                 node=node,
@@ -96,7 +80,7 @@ class Ledger:
         now = self._clock()
         closings = []
         for opened in left:
-            opening = Row(opened)
+            opening = Row(opened=opened)
             opening.state = TicketState.COMMITTED
             total_ms = max(0.0, now - opened.created_at_s) * 1000
             closings.append(self._close(opening, Settlement(outcome=Outcome.LOST, total_ms=total_ms)))
@@ -107,52 +91,77 @@ class Ledger:
         """Write all that is queued and end the thread."""
         await self._writer.stop()
 
-    def open(self, opened: Opened) -> Entry:
+    def open(self, opened: Opened) -> Row:
         """Queue the row of a request that is being accepted."""
-        opening = Row(opened)
+        row = Row(opened=opened)
         self.admitted += 1
+        self._undecided[opened.id] = opened.created_at_s
         # It lingers until it is waited for: a request that is settled by then is one INSERT.
-        self._writer.put(opening, linger=True)
-        return Entry(opened, opening)
+        self._writer.put(row, linger=True)
+        return row
 
-    async def opened(self, entry: Entry) -> None:
+    async def opened(self, row: Row) -> None:
         """Return once the request is on record, or raise `UnableToCommit` within the time-out."""
-        await self._writer.wait(entry._opening)
+        await self._writer.wait(row)
 
-    def settle(self, entry: Entry, settlement: Settlement) -> bool:
+    def settle(self, row: Row, settlement: Settlement) -> bool:
         """Decide a request's outcome; return False, and change nothing, if it is decided already."""
-        if entry._closing is not None:
+        if row.last is not None:
             return False
-        entry._closing = self._close(entry._opening, settlement)
+        self._close(row, settlement)
         self.settled += 1
+        self._undecided.pop(row.opened.id, None)
         if self._on_settled is not None:
-            self._on_settled(entry.opened, settlement)
+            self._on_settled(row.opened, settlement)
         return True
 
-    async def committed(self, entry: Entry) -> None:
+    def report_live(self, held: Container[str]) -> None:
+        """Put on record since when the requests `held` by the gateway go back; older open rows are nobody's.
+
+        It is queued behind the outcome of all that is not held any more, so it is never ahead of the rows.
+        """
+        since_s = next((at_s for id, at_s in self._undecided.items() if id in held), None)
+        state = (self.admitted, since_s is None)
+        if since_s is None and state == self._reported:
+            return  # nothing came since, and nothing was there then: an idle node leaves the disk alone
+        self._reported = state
+        self._writer.put(LiveReport(self._clock() if since_s is None else since_s))
+
+    async def committed(self, row: Row) -> None:
         """Return once the outcome is on record, or raise `UnableToCommit` within the time-out.
 
         A caller that gets the error owes its client one too: should the row still reach the disk,
         it says `failed`.
         """
-        if entry._closing is None:
-            raise RuntimeError(f"{entry.id} has no outcome yet: settle it, then wait for the commit.")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tell_committed(row, waiter)
         try:
-            await self._writer.wait(entry._closing)
+            await waiter
         except UnableToCommit:
-            entry._closing.abandoned = True
+            self.give_up(row)
             raise
 
-    def _close(self, opening: Row, settlement: Settlement) -> Row:
+    def tell_committed(self, row: Row, waiter: asyncio.Future[None]) -> None:
+        """Resolve `waiter` as `committed` returns; who gets the error has to `give_up` the row."""
+        last = row.last
+        if last is None:
+            raise RuntimeError(f"{row.opened.id} has no outcome yet: settle it, then wait for the commit.")
+        self._writer.tell(last, waiter)
+
+    def give_up(self, row: Row) -> None:
+        """Note that the client is told of a failure: should the row still reach the disk, it says so."""
+        if row.last is not None:
+            row.last.abandoned = True
+
+    def _close(self, row: Row, settlement: Settlement) -> Row:
         # Not in the thread yet: the row waits where it is and becomes one INSERT in its final state.
-        waits = opening.state is TicketState.QUEUED
-        closing = opening if waits else Row(opening.opened, opening)
-        closing.settlement = settlement
-        closing.ended_at_s = self._clock()
-        if waits:
-            self._writer.urge(closing)
-        else:
-            self._writer.put(closing)
+        if row.state < TAKEN:
+            row.settlement, row.ended_at_s = settlement, self._clock()
+            self._writer.urge(row)
+            return row
+        closing = row.closing = Row(opened=row.opened, opening=row)
+        closing.settlement, closing.ended_at_s = settlement, self._clock()
+        self._writer.put(closing)
         return closing
 
     def _read_left_open(self) -> list[Opened]:

@@ -30,7 +30,7 @@ START_COLUMNS = (
 )  # fmt: skip
 END_COLUMNS = (
     "state", "finish_reason", "error_code", "generated_tokens", "delivered_tokens", "completion_tokens",
-    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at",
+    "attempts", "worker_id", "worker_name", "queue_ms", "ttft_ms", "total_ms", "ended_at", "timeline",
 )  # fmt: skip
 SUM_COLUMNS = ("hour", "user_id", "key_id", "model", "node")
 USAGE_COLUMNS = (
@@ -58,7 +58,7 @@ OPEN_REQUEST = _insert(
     "inference_request",
     START_COLUMNS + END_COLUMNS,
     "(id) DO NOTHING",
-    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL"),
+    (f"'{OPEN}'", "NULL", "NULL", "0", "0", "0", "0", "''", "''", "0.0", "NULL", "0.0", "NULL", "NULL"),
 )
 INSERT_REQUEST = _insert("inference_request", START_COLUMNS + END_COLUMNS, "(id) DO NOTHING")
 END_REQUEST = (
@@ -72,6 +72,8 @@ SET_BARS = _insert(
     (*SUM_COLUMNS, "bars"),
     f"({', '.join(SUM_COLUMNS)}) DO UPDATE SET bars = excluded.bars",
 )
+KEY_COLUMNS = ("requests", "prompt_tokens", "completion_tokens")
+ADD_KEY = _add("inference_keytotal", ("key_id", "node"), KEY_COLUMNS)
 ADD_COUNTER = _add("inference_ledgercounter", ("node",), ("admitted", "settled"))
 
 NEWEST_BUT = "SELECT created_at FROM inference_request ORDER BY created_at DESC LIMIT 1 OFFSET ?"
@@ -80,16 +82,21 @@ RETAIN_FROM = (
     + " DO UPDATE SET retained_from = excluded.retained_from WHERE inference_ledgercounter.retained_from IS NULL"
     " OR inference_ledgercounter.retained_from < excluded.retained_from"
 )
+LIVE_SINCE = (
+    _insert("inference_ledgercounter", ("node", "admitted", "settled", "live_since"), "(node)")
+    + " DO UPDATE SET live_since = excluded.live_since"
+)
 DELETE_OLDEST = (
     "DELETE FROM inference_request WHERE id IN (SELECT id FROM inference_request"
     f" WHERE created_at < ? AND state <> '{OPEN}' ORDER BY created_at LIMIT ?)"
 )
 
 
-_SIZES = (32, 16, 8, 4, 2, 1)
+WIDEST = 32
+"""Rows that one INSERT takes at the most: the statements of all widths stay prepared."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4 * WIDEST)
 def _widen(sql: str, rows: int) -> str:
     """Return an INSERT that takes the parameters of several rows."""
     head, _, rest = sql.partition(" VALUES ")
@@ -175,13 +182,11 @@ class Sqlite(Database):
         if len(rows) < 2 or not sql.startswith("INSERT"):
             return int(self._raw.executemany(sql, rows).rowcount)
         # Several rows a statement: each step of a statement lets go of the GIL and has to win it
-        # back from the event loop. Few sizes, so that the statements stay prepared.
-        changed = done = 0
-        for size in _SIZES:
-            while len(rows) - done >= size:
-                params = list(chain.from_iterable(rows[done : done + size]))
-                changed += self._raw.execute(_widen(sql, size), params).rowcount
-                done += size
+        # back from the event loop.
+        changed = 0
+        for start in range(0, len(rows), WIDEST):
+            part = rows[start : start + WIDEST]
+            changed += self._raw.execute(_widen(sql, len(part)), list(chain.from_iterable(part))).rowcount
         return changed
 
     def one(self, sql: str, params: Params) -> Any:
@@ -205,6 +210,7 @@ class Sqlite(Database):
 
     def _connect(self) -> BaseDatabaseWrapper:
         wrapper = self._fresh_wrapper()
+        wrapper.settings_dict["OPTIONS"]["cached_statements"] = 4 * WIDEST
         wrapper.connect()
         self._raw: sqlite3.Connection = wrapper.connection
         for pragma in (

@@ -21,6 +21,7 @@ from inference import ledger_sql as sql
 from inference.histograms import Bars
 from inference.models import OPEN
 from inference.records import Opened, Settlement
+from inference.timeline import encode_timeline
 
 SumKey = tuple[int, int, int, str, str]
 """Hour since the epoch, user, key or 0, model, node."""
@@ -29,6 +30,8 @@ HOUR_S = 3600
 RETENTION_EVERY_S = 3600.0
 RETENTION_CHUNK = 500
 KEEP_ROWS = 10_000
+MAX_BARS = 10_000
+"""Histograms kept at hand: one for each key and model of an hour."""
 
 _PLACE = {outcome: index for index, outcome in enumerate(Outcome, start=1)}
 """Where an outcome's count stands in `USAGE_COLUMNS`."""
@@ -37,17 +40,20 @@ _PLACE = {outcome: index for index, outcome in enumerate(Outcome, start=1)}
 class Row(Ticket):
     """A request's row on its way to the disk: as opened, or (with a settlement) in its final state."""
 
-    __slots__ = ("abandoned", "ended_at_s", "opened", "opening", "settlement")
+    opened: Opened
+    opening: Row | None = None
+    """The open row, if it went to the thread on its own."""
+    closing: Row | None = None
+    """The row that brings the outcome, if this one had gone to the thread before it was decided."""
+    settlement: Settlement | None = None
+    ended_at_s: float = 0.0
+    abandoned: bool = False
+    """The client was told that the commit failed; the row must not say otherwise later."""
 
-    def __init__(self, opened: Opened, opening: Row | None = None) -> None:
-        super().__init__()
-        self.opened = opened
-        self.opening = opening
-        """The open row, if it went to the thread on its own."""
-        self.settlement: Settlement | None = None
-        self.ended_at_s = 0.0
-        self.abandoned = False
-        """The client was told that the commit failed; the row must not say otherwise later."""
+    @property
+    def last(self) -> Row | None:
+        """The row with the outcome: this one or a second one; None while that is undecided."""
+        return self.closing if self.settlement is None else self
 
     @property
     def is_stored(self) -> bool:
@@ -70,6 +76,12 @@ class Row(Ticket):
         )
 
 
+class LiveReport(Ticket):
+    """Since when a node's gateway holds requests. It is queued behind all that ended before it was made."""
+
+    since_s: float
+
+
 class RowsDiffer(Exception):
     """Some rows of a batch were not as assumed."""
 
@@ -77,10 +89,11 @@ class RowsDiffer(Exception):
 class _Tally:
     """What a batch adds up to: a few statements, whatever the number of its requests."""
 
-    __slots__ = ("admitted", "bars", "settled", "usage")
+    __slots__ = ("admitted", "bars", "live_since_s", "settled", "usage")
 
     def __init__(self) -> None:
         self.admitted = 0
+        self.live_since_s: float | None = None
         self.settled = 0
         self.usage: dict[SumKey, list[int]] = {}
         self.bars: dict[SumKey, Bars] = {}
@@ -104,6 +117,16 @@ class _Tally:
                 bars = self.bars[key] = Bars()
             bars.count(end.queue_ms, end.ttft_ms, end.total_ms)
 
+    def keys(self) -> dict[int, list[int]]:
+        """Return by key what its counters grow by: requests, prompt and completion tokens."""
+        keys: dict[int, list[int]] = {}
+        for key, usage in self.usage.items():
+            counts = keys.setdefault(key[2], [0, 0, 0])
+            counts[0] += usage[0]
+            counts[1] += usage[6]
+            counts[2] += usage[7]
+        return keys
+
 
 class LedgerStore:
     """Writes one node's rows; the `Writer` of its group commit."""
@@ -126,17 +149,26 @@ class LedgerStore:
         self._retention_due_s = 0.0
         self._pruning = False
         self._checkpointed = True
+        self._bars: dict[SumKey, Bars] = {}
+        """What the histograms of this hour hold on disk: a node's sums have no writer but the node's own."""
 
-    def write(self, batch: Sequence[Row]) -> None:
+    def write(self, batch: Sequence[Row | LiveReport]) -> None:
         """Commit all rows of the batch with their sums, or none."""
-        with self._database.transaction():
-            tally = _Tally()
-            if not self._write_fast(batch, tally):
-                if len(batch) > 1:
-                    raise RowsDiffer
+        try:
+            with self._database.transaction():
                 tally = _Tally()
-                self._write_one(batch[0], tally)
-            self._write_tally(tally)
+                rows = [ticket for ticket in batch if isinstance(ticket, Row)]
+                if len(rows) < len(batch):
+                    tally.live_since_s = max(ticket.since_s for ticket in batch if isinstance(ticket, LiveReport))
+                if not self._write_fast(rows, tally):
+                    if len(batch) > 1:
+                        raise RowsDiffer
+                    tally = _Tally()
+                    self._write_one(rows[0], tally)
+                self._write_tally(tally)
+        except Exception:
+            self._bars.clear()  # counted here already, and not on disk
+            raise
         self._checkpointed = False
 
     def tidy(self) -> float:
@@ -211,15 +243,24 @@ class LedgerStore:
                 sql.ADD_USAGE,
                 [(stamp(key[0] * HOUR_S), *key[1:], *counts) for key, counts in sorted(tally.usage.items())],
             )
-        for key, bars in sorted(tally.bars.items()):
+            many(sql.ADD_KEY, [(key_id, self._node, *counts) for key_id, counts in sorted(tally.keys().items())])
+        for key, more in sorted(tally.bars.items()):
             params = (stamp(key[0] * HOUR_S), *key[1:])
-            # Read, add, write back: safe, because a node's sums have no writer but the node's own.
-            before = self._database.one(sql.BARS_OF, params)
-            if before is not None:
-                bars.add(Bars.decode(before))
+            bars = self._bars.get(key) or self._read_bars(key, params)
+            bars.add(more)
             many(sql.SET_BARS, [(*params, bars.encode())])
         if tally.admitted or tally.settled:
             many(sql.ADD_COUNTER, [(self._node, tally.admitted, tally.settled)])
+        if tally.live_since_s is not None:
+            many(sql.LIVE_SINCE, [(self._node, 0, 0, stamp(tally.live_since_s))])
+
+    def _read_bars(self, key: SumKey, params: sql.Params) -> Bars:
+        """Return what is on disk of a histogram, and keep it at hand while its hour lasts."""
+        text = self._database.one(sql.BARS_OF, params)
+        if len(self._bars) >= MAX_BARS or any(hour < key[0] for hour, *_ in self._bars):
+            self._bars.clear()
+        bars = self._bars[key] = Bars() if text is None else Bars.decode(text)
+        return bars
 
     def _start_of(self, opened: Opened) -> tuple[object, ...]:
         return (
@@ -250,6 +291,7 @@ class LedgerStore:
             end.ttft_ms,
             end.total_ms,
             self._database.stamp(row.ended_at_s),
+            encode_timeline(end.timeline) if end.timeline else None,
         )
 
     def _move_retention(self, now: float) -> bool:

@@ -58,6 +58,8 @@ class Request(models.Model):
     total_ms = models.FloatField(default=0.0)
     created_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
+    timeline = models.TextField(null=True)  # noqa: DJ001 — null: a plain story, told by the columns
+    """What befell it on the way; see `timeline`."""
 
     class Meta:
         db_table = "inference_request"
@@ -129,6 +131,25 @@ class LatencyHistogram(Sum):
         return f"{self.hour:%Y-%m-%d %H}:00 {self.model}"
 
 
+class KeyTotal(models.Model):
+    """What a key has used since its first day, as counted by one node: what rows and sums must add up to."""
+
+    key_id = models.BigIntegerField()
+    """The API key, or 0 for none."""
+    node = models.CharField(max_length=64)
+    requests = models.PositiveBigIntegerField()
+    """Ended ones."""
+    prompt_tokens = models.PositiveBigIntegerField()
+    """Billed ones, as in the sums."""
+    completion_tokens = models.PositiveBigIntegerField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["key_id", "node"], name="key_total_once")]
+
+    def __str__(self) -> str:
+        return f"key {self.key_id} on {self.node}"
+
+
 class LedgerCounter(models.Model):
     """What a node's writer has counted since its first day, independent of rows and sums."""
 
@@ -137,6 +158,10 @@ class LedgerCounter(models.Model):
     settled = models.PositiveBigIntegerField()
     retained_from = models.DateTimeField(null=True)
     """Retention has deleted, or is deleting, ended rows admitted before this hour."""
+    live_since = models.DateTimeField(null=True)
+    """The admission of the oldest request that the node's gateway holds; older open rows are nobody's.
+
+    When none was held, the moment of the count."""
 
     def __str__(self) -> str:
         return self.node

@@ -15,7 +15,8 @@ from django.db.models import QuerySet, Sum
 
 from inference.histograms import METRICS, Bars, Histogram, percentile
 from inference.models import OPEN, LatencyHistogram, Request, UsageRollup
-from inference.records import Opened
+from inference.records import Opened, TimelineEvent
+from inference.timeline import tell_story
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +51,12 @@ def list_requests(*, user_id: int | None = None) -> QuerySet[Request]:
 def get_request(*, request_id: str, user_id: int | None = None) -> Request | None:
     """Return a request if there is one and it is this user's."""
     return list_requests(user_id=user_id).filter(pk=request_id).first()
+
+
+def get_timeline(*, request_id: str, user_id: int | None = None) -> list[TimelineEvent]:
+    """Return all that happened to a request, in order; nothing if there is none or it is not this user's."""
+    row = get_request(request_id=request_id, user_id=user_id)
+    return [] if row is None else tell_story(row)
 
 
 def get_usage(*, since: datetime, until: datetime, user_id: int | None = None) -> Usage:

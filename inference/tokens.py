@@ -56,11 +56,14 @@ def count_chat(model: str, messages: Sequence[Message]) -> int:
     return total
 
 
-async def count_chat_async(model: str, messages: Sequence[Message]) -> int:
-    """Return the number of prompt tokens of a conversation without holding the event loop."""
-    if sum([len(message.content) for message in messages]) > THREAD_FROM_CHARS:
-        return await asyncio.to_thread(count_chat, model, messages)
-    return count_chat(model, messages)
+def is_long(messages: Sequence[Message]) -> bool:
+    """Return whether counting would hold the event loop for a noticeable time."""
+    return sum([len(message.content) for message in messages]) > THREAD_FROM_CHARS
+
+
+async def count_long_chat(model: str, messages: Sequence[Message]) -> int:
+    """Return the number of prompt tokens of a conversation, counted in a thread."""
+    return await asyncio.to_thread(count_chat, model, messages)
 
 
 def _count(text: str, encoding: str) -> int:

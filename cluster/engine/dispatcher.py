@@ -56,30 +56,34 @@ class Dispatcher:
 
     def receive(self, event: Event) -> None:
         """Handle an event and send what follows from it."""
-        self._inbox.append(event)
-        if not self._busy:
-            self._drain_inbox()
+        if self._busy:
+            self._inbox.append(event)
+            return
+        self._handle(event)
+        if not self._changed:
             self._note_change()
 
-    def _drain_inbox(self) -> bool:
-        """Handle all that waits; return whether anything came of it."""
+    def _handle(self, event: Event) -> bool:
+        """Handle an event and all that come of it; return whether anything came of it."""
         acted = False
+        inbox = self._inbox
         self._busy = True
         try:
-            while self._inbox:
-                if commands := self.scheduler.handle(self._inbox.popleft(), time.monotonic()):
+            while True:
+                if commands := self.scheduler.handle(event, time.monotonic()):
                     self._broker.publish_commands(commands)
                     acted = True
+                if not inbox:
+                    return acted
+                event = inbox.popleft()
         finally:
             self._busy = False
-        return acted
 
     def _tick(self) -> None:
         if self._loop is None:
             return
-        self._inbox.append(Tick())
         try:
-            if self._drain_inbox():
+            if self._handle(Tick()):
                 self._note_change()
         except Exception:
             # A bug in one decision must not stop time for everybody else.

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 MAX_STRAYS_PER_MINUTE = 100
 
+CANCELLED = FinishReason.CANCELLED
+
 
 class Gateway:
     """Holds this node's streams and links and speaks for them."""
@@ -75,7 +77,8 @@ class Gateway:
 
     def close(self, stream: TokenStream) -> None:
         """Forget a stream; if it still runs, its work is stopped."""
-        self.abandon(stream)
+        if not stream.ended:
+            self.abandon(stream)
         self.streams.pop(stream.task.id, None)
         if not self.streams and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -150,6 +153,14 @@ class Gateway:
             case commands.FailTask():
                 if stream := self.streams.get(command.task_id):
                     stream.fail(StreamFailure(command.outcome, command.code, command.message, command.retry_after_s))
+            case commands.AnnounceWait():
+                pass
+            case commands.DrainWorker():
+                if link := self.links.get(command.link):
+                    link.send(Drain())
+            case commands.ProbeWorker():
+                # Not built yet: as if the worker could not do it.
+                self._broker.publish_event(events.ProbeAnswered(command.worker_id, command.link, command.probe, False))
             case commands.EvictWorker():
                 # The dispatcher has let go of it already: nothing to tell, only to close.
                 if link := self.links.pop(command.link, None):
@@ -215,16 +226,17 @@ class Gateway:
                 crashpoint("first_token")
 
     def _on_finished(self, link: WorkerLink, finished: Finished) -> None:
+        task_id, attempt, reason = finished.task, finished.attempt, finished.reason
         worker_id = _worker(link).id
-        if not self._end_assignment(link, finished.task, finished.attempt):
+        if not self._end_assignment(link, task_id, attempt):
             return
-        if finished.reason is FinishReason.CANCELLED:
-            self._broker.publish_event(events.AttemptReleased(finished.task, finished.attempt, worker_id))
+        if reason is CANCELLED:
+            self._broker.publish_event(events.AttemptReleased(task_id, attempt, worker_id))
             return
-        if stream := self.streams.get(finished.task):
-            stream.finish(worker_id, finished.attempt, finished.reason, finished.generated_tokens)
+        if stream := self.streams.get(task_id):
+            stream.finish(worker_id, attempt, reason, finished.generated_tokens)
         # Told also when the stream is gone: the worker's slot is free, whoever was waiting.
-        self._broker.publish_event(events.AttemptFinished(finished.task, finished.attempt, worker_id))
+        self._broker.publish_event(events.AttemptFinished(task_id, attempt, worker_id))
 
     def _on_failed(self, link: WorkerLink, failed: Failed) -> None:
         if self._end_assignment(link, failed.task, failed.attempt):

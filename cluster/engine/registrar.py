@@ -1,8 +1,9 @@
 """Keeps the rows about workers and the live links in step, off the loop.
 
 Who may dial in is read from the database before the handshake; who has dialled in is written to
-it; a token that dies takes its links along. All three run on one thread beside the loop, so a slow
-database delays newcomers and never a running worker.
+it; a token that dies takes its links along; what operators want of workers is told to the
+dispatcher, or done here where it is about a link. All of it runs on one thread beside the loop, so
+a slow database delays newcomers and never a running worker.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import asyncio
 import contextlib
 import logging
 
+import msgspec
 from django.db import Error as DatabaseError
 
+from cluster.brokers.base import Broker
 from cluster.engine.gateway import Gateway
 from cluster.engine.links import WorkerLink
 from cluster.protocol.messages import CloseCode
-from cluster.selectors import list_dead_token_ids
+from cluster.scheduler.events import IntentsObserved
+from cluster.selectors import Intents, get_intents, list_dead_token_ids, list_evicted_links
 from cluster.services import WorkerCredential, authenticate_worker, record_worker_joined, record_workers_seen
 from gpucloud.lib.dbthread import DatabaseThread
 
@@ -30,11 +34,20 @@ class UnableToAuthenticate(Exception):
     """The database cannot say just now whether a token is good."""
 
 
-class Registrar:
-    """The gateway's clerk: admits workers, writes down who came, shows dead tokens the door."""
+class Findings(msgspec.Struct, frozen=True):
+    """What the rows say about the links."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    dead_tokens: set[int]
+    evicted_links: set[str]
+    intents: Intents
+
+
+class Registrar:
+    """The gateway's clerk: admits workers, writes down who came, passes on what operators want."""
+
+    def __init__(self, gateway: Gateway, broker: Broker) -> None:
         self._gateway = gateway
+        self._broker = broker
         self._thread = DatabaseThread("registrar")
         self._task: asyncio.Task[None] | None = None
         self._written: dict[str, float] = {}
@@ -66,12 +79,14 @@ class Registrar:
         now = asyncio.get_running_loop().time()
         new = [link for link in links.values() if link.id not in self._written]
         again = [link for link in links.values() if now - self._written.get(link.id, now) >= SEEN_EVERY_S]
-        tokens = {link.token_id for link in links.values() if link.token_id is not None}
-        if new or again or tokens:
-            dead = await self._thread.run(_write_and_read, new, again, tokens)
-            for link in links.values():
-                if link.token_id in dead:
-                    self._gateway.hang_up(link, CloseCode.NO_TOKEN, "the worker's token was revoked or has expired")
+        found = await self._thread.run(_write_and_read, new, again, list(links.values()))
+        for link in links.values():
+            if link.token_id in found.dead_tokens:
+                self._gateway.hang_up(link, CloseCode.NO_TOKEN, "the worker's token was revoked or has expired")
+            elif link.id in found.evicted_links:
+                self._gateway.hang_up(link, CloseCode.EVICTED, "evicted by an operator")
+        # Told again and again, changed or not: a message that is lost is made good a second later.
+        self._broker.publish_event(IntentsObserved(found.intents.cordoned, found.intents.draining))
         written = {link.id: now for link in (*new, *again)}
         self._written = {link: at for link, at in (self._written | written).items() if link in links}
 
@@ -85,11 +100,15 @@ class Registrar:
             await asyncio.sleep(INTERVAL_S)
 
 
-def _write_and_read(new: list[WorkerLink], again: list[WorkerLink], tokens: set[int]) -> set[int]:
-    """Write the workers down and return which of the tokens are dead. Runs in the thread."""
+def _write_and_read(new: list[WorkerLink], again: list[WorkerLink], links: list[WorkerLink]) -> Findings:
+    """Write the workers down and return what their rows say. Runs in the thread."""
     for link in new:
         if link.worker:
-            record_worker_joined(spec=link.worker, token_id=link.token_id)
+            record_worker_joined(spec=link.worker, token_id=link.token_id, link=link.id)
     if again:
         record_workers_seen(worker_ids=[link.worker.id for link in again if link.worker])
-    return list_dead_token_ids(tokens) if tokens else set()
+    return Findings(
+        dead_tokens=list_dead_token_ids({link.token_id for link in links if link.token_id is not None}),
+        evicted_links=list_evicted_links([link.worker.id for link in links if link.worker]),
+        intents=get_intents(),
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from enum import Enum
 
 import msgspec
@@ -38,54 +39,33 @@ class StreamFailure(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-class TokenStream:
+class TokenStream(msgspec.Struct, eq=False):
     """The tokens of one task on their way to one client.
 
     A *buffered* stream belongs to a client that wants the whole answer at once: it wakes its
     reader at the end only, and may start again from nothing after a worker was lost.
     """
 
-    __slots__ = (
-        "_texts",
-        "_waiter",
-        "abandoned",
-        "attempt",
-        "buffered",
-        "failure",
-        "finish_reason",
-        "first_token_at_s",
-        "generated_tokens",
-        "next_seq",
-        "queued_s",
-        "submitted_at_s",
-        "taken",
-        "task",
-        "worker_id",
-        "worker_name",
-    )
-
-    def __init__(self, task: Task, *, buffered: bool) -> None:
-        self.task = task
-        self.buffered = buffered
-        self.attempt = 0
-        self.next_seq = 0
-        self.taken = 0
-        self.worker_id = ""
-        self.worker_name = ""
-        self.queued_s = 0.0
-        self.submitted_at_s = time.monotonic()
-        self.first_token_at_s: float | None = None
-        self.generated_tokens = 0
-        self.finish_reason: FinishReason | None = None
-        self.failure: StreamFailure | None = None
-        self.abandoned = False
-        self._texts: list[str] = []
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether no more tokens will come."""
-        return self.finish_reason is not None or self.failure is not None or self.abandoned
+    task: Task
+    buffered: bool
+    attempt: int = 0
+    next_seq: int = 0
+    taken: int = 0
+    worker_id: str = ""
+    worker_name: str = ""
+    queued_s: float = 0.0
+    submitted_at_s: float = msgspec.field(default_factory=time.monotonic)
+    first_token_at_s: float | None = None
+    generated_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    failure: StreamFailure | None = None
+    abandoned: bool = False
+    ended: bool = False
+    """Whether no more tokens will come, for any of these reasons."""
+    on_end: Callable[[], None] | None = None
+    """Called once, in the stack of whoever ends the stream; whoever sets it has no need to wait."""
+    _texts: list[str] = []
+    _waiter: asyncio.Future[None] | None = None
 
     def announce(self, attempt: int, worker_id: str, worker_name: str, queued_s: float) -> None:
         """Open the stream to the tokens of `attempt` and of no other."""
@@ -134,7 +114,7 @@ class TokenStream:
         # A worker's own figure may only add what it held back, never take away what arrived.
         self.generated_tokens = max(generated_tokens, self.next_seq)
         self.finish_reason = reason
-        self._wake()
+        self._end()
         return Verdict.ACCEPTED
 
     def fail(self, failure: StreamFailure) -> None:
@@ -142,14 +122,14 @@ class TokenStream:
         if not self.ended:
             self.failure = failure
             self.generated_tokens = self.next_seq
-            self._wake()
+            self._end()
 
     def abandon(self) -> None:
         """End the stream because nobody reads it any more."""
         if not self.ended:
             self.abandoned = True
             self.generated_tokens = self.next_seq
-            self._wake()
+            self._end()
 
     def take(self) -> list[str]:
         """Return the tokens that arrived since the last call."""
@@ -166,6 +146,13 @@ class TokenStream:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _end(self) -> None:
+        self.ended = True
+        self._wake()
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -36,6 +36,7 @@ class CloseCode(IntEnum):
     VERSION = 4406
     SILENT = 4408
     REPLACED = 4409
+    EVICTED = 4410
     TOO_MANY = 4429
 
 
@@ -84,7 +85,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="t", tag="heartbeat", omi
     """The worker's wall clock; shown, never used to decide."""
 
 
-class Assign(msgspec.Struct, frozen=True, tag_field="t", tag="assign", omit_defaults=True, kw_only=True):
+class Assign(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag="assign", omit_defaults=True, kw_only=True):
     """Gateway → worker: generate this."""
 
     task: TaskId
@@ -96,7 +97,7 @@ class Assign(msgspec.Struct, frozen=True, tag_field="t", tag="assign", omit_defa
     """Index of the first token to send; 0 is a fresh start."""
 
 
-class Chunk(msgspec.Struct, frozen=True, array_like=True):
+class Chunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """New tokens of one task: `[task, attempt, seq, texts]`, `seq` the index of `texts[0]`."""
 
     task: TaskId
@@ -105,13 +106,13 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     texts: list[str]
 
 
-class Step(msgspec.Struct, frozen=True, tag_field="t", tag="step"):
+class Step(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag="step"):
     """Worker → gateway: the new tokens of all sequences that an engine step advanced."""
 
     chunks: list[Chunk]
 
 
-class Finished(msgspec.Struct, frozen=True, tag_field="t", tag="finished", omit_defaults=True, kw_only=True):
+class Finished(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag="finished", omit_defaults=True, kw_only=True):
     """Worker → gateway: an attempt ended well, or was cancelled as asked. Frees its slot."""
 
     task: TaskId
@@ -123,7 +124,7 @@ class Finished(msgspec.Struct, frozen=True, tag_field="t", tag="finished", omit_
     """Assignment received → first token sent, by the worker's clock."""
 
 
-class Failed(msgspec.Struct, frozen=True, tag_field="t", tag="failed", omit_defaults=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag="failed", omit_defaults=True, kw_only=True):
     """Worker → gateway: an attempt ended badly. Frees its slot. The text stays in the log."""
 
     task: TaskId
@@ -133,7 +134,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="t", tag="failed", omit_defa
     retryable: bool = True
 
 
-class Cancel(msgspec.Struct, frozen=True, tag_field="t", tag="cancel", kw_only=True):
+class Cancel(msgspec.Struct, frozen=True, gc=False, tag_field="t", tag="cancel", kw_only=True):
     """Gateway → worker: stop this attempt and answer `finished: cancelled`."""
 
     task: TaskId

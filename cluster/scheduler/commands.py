@@ -1,7 +1,7 @@
 """What the Scheduler asks for: imperative values that the Dispatcher sends to gateways.
 
 Every command names the node it is for: the one that holds the client's stream (`AnnounceAttempt`,
-`FenceAttempt`, `FailTask`) or the one that holds the worker's link (the others). On one machine
+`AnnounceWait`, `FenceAttempt`, `FailTask`) or the one that holds the worker's link (the others). On one machine
 these are the same node; nothing here may assume so.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cluster.domain import Outcome, Task
+from cluster.domain import Choice, Outcome, Task, WaitReason
 
 
 class AnnounceAttempt(msgspec.Struct, frozen=True):
@@ -22,6 +22,19 @@ class AnnounceAttempt(msgspec.Struct, frozen=True):
     worker_name: str
     queued_s: float
     """How long the task has waited in queues so far."""
+    choice: Choice | None = None
+    """Why this worker."""
+    worker_gpu: str = ""
+
+
+class AnnounceWait(msgspec.Struct, frozen=True):
+    """Tell the stream that its task was put in line, why, and about how many go before it."""
+
+    node: str
+    task_id: str
+    why: WaitReason
+    position: int
+    """1 is next."""
 
 
 class AssignTask(msgspec.Struct, frozen=True):
@@ -77,4 +90,32 @@ class EvictWorker(msgspec.Struct, frozen=True):
     reason: str
 
 
-Command = AnnounceAttempt | AssignTask | CancelAttempt | FenceAttempt | FailTask | EvictWorker
+class ProbeWorker(msgspec.Struct, frozen=True):
+    """Ask a suspect worker for one token; it is answered with `ProbeAnswered`."""
+
+    node: str
+    worker_id: str
+    link: str
+    probe: int
+    model: str
+
+
+class DrainWorker(msgspec.Struct, frozen=True):
+    """Ask a worker to finish what it has and leave."""
+
+    node: str
+    worker_id: str
+    link: str
+
+
+Command = (
+    AnnounceAttempt
+    | AnnounceWait
+    | AssignTask
+    | CancelAttempt
+    | FenceAttempt
+    | FailTask
+    | ProbeWorker
+    | DrainWorker
+    | EvictWorker
+)

@@ -6,6 +6,8 @@ Dispatcher stamps `now` on arrival, so no event carries a time of its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from cluster.domain import GpuReading, Task, WorkerSpec
@@ -36,6 +38,8 @@ class AttemptFinished(msgspec.Struct, frozen=True):
     task_id: str
     attempt: int
     worker_id: str
+    generated_tokens: int = 0
+    """Over all attempts: what the tenant's share is settled with."""
 
 
 class AttemptFailed(msgspec.Struct, frozen=True):
@@ -48,12 +52,22 @@ class AttemptFailed(msgspec.Struct, frozen=True):
     retryable: bool = True
 
 
+class AttemptStalled(msgspec.Struct, frozen=True):
+    """The stream saw no progress of its attempt for too long, however alive the worker is."""
+
+    task_id: str
+    attempt: int
+    phase: Literal["first_token", "next_token"]
+
+
 class AttemptReleased(msgspec.Struct, frozen=True):
     """The worker acknowledged a cancel; its slot is free."""
 
     task_id: str
     attempt: int
     worker_id: str
+    generated_tokens: int | None = None
+    """None when nobody counted: then the tenant's share stays charged with the estimate."""
 
 
 class AttemptFenced(msgspec.Struct, frozen=True):
@@ -94,6 +108,30 @@ class WorkerLost(msgspec.Struct, frozen=True):
     worker_id: str
     link: str
     reason: str
+    clean: bool = False
+    """Whether it said goodbye or was sent away: nothing is wrong with it or with its tasks."""
+
+
+class ProbeAnswered(msgspec.Struct, frozen=True):
+    """A suspect worker generated the token that it was asked for, or said that it cannot."""
+
+    worker_id: str
+    link: str
+    probe: int
+    ok: bool
+
+
+class IntentsObserved(msgspec.Struct, frozen=True):
+    """What operators want of workers now: the whole truth each time, not a change of it."""
+
+    cordoned: frozenset[str]
+    draining: frozenset[str]
+
+
+class LoopPaused(msgspec.Struct, frozen=True):
+    """This process did not run for a while; what had arrived meanwhile has been handled since."""
+
+    paused_s: float
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -106,11 +144,15 @@ Event = (
     | AttemptStarted
     | AttemptFinished
     | AttemptFailed
+    | AttemptStalled
     | AttemptReleased
     | AttemptFenced
     | WorkerJoined
     | HeartbeatReceived
     | WorkerDraining
     | WorkerLost
+    | ProbeAnswered
+    | IntentsObserved
+    | LoopPaused
     | Tick
 )

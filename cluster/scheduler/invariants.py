@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from cluster.domain import Tier
 from cluster.scheduler.state import State
 from cluster.scheduler.timers import SLACK
+from cluster.scheduler.workers import FOREVER
 
 if TYPE_CHECKING:
     from cluster.scheduler.core import Scheduler
@@ -18,6 +20,9 @@ def check(scheduler: Scheduler) -> None:
     _check_queues(scheduler)
     _check_places(scheduler)
     _check_nothing_waits_in_vain(scheduler)
+    _check_what_is_kept(scheduler)
+    _check_fitness(scheduler)
+    _check_retries(scheduler)
     _check_timers(scheduler)
 
 
@@ -41,13 +46,26 @@ def _check_workers(scheduler: Scheduler) -> None:
 def _check_queues(scheduler: Scheduler) -> None:
     for model, queue in scheduler.queues.items():
         assert queue.depth > 0, f"an empty queue is kept for {model}"
+        assert queue.depth == sum(tier.depth for tier in queue.tiers), f"the depth of {model}'s queue is wrong"
         for tier in Tier:
             tiered = queue.tiers[tier]
-            assert tiered.depth == sum(map(len, tiered.ring.values())), f"the depth of {model}/{tier.word} is wrong"
-            for tenant, line in tiered.ring.items():
-                ranks = [record.sequence for record in line.values()]
-                assert ranks, f"an empty line is kept for {tenant}"
-                assert ranks == sorted(ranks), f"the line of {tenant} for {model}/{tier.word} is out of order"
+            place = f"{model}/{tier.word}"
+            for tenant, line in tiered.lines.items():
+                ranks = [record.sequence for record in line.tasks.values()]
+                assert ranks == sorted(ranks), f"the line of {tenant} for {place} is out of order"
+                assert bool(ranks) == (line.number >= 0), f"{tenant} has a turn for {place} and no task, or the reverse"
+                assert not ranks or line.need == line.head.kv_tokens, f"the need of {tenant} for {place} is wrong"
+            for ordered in (tiered.returned, list(tiered.arrivals.values())):
+                ranks = [record.sequence for record in ordered]
+                assert ranks == sorted(ranks), f"arrivals for {place} are out of order"
+            turns = [line.tenant for line in tiered.rounds]
+            assert sorted(turns) == sorted(t for t, line in tiered.lines.items() if line.tasks), f"turns of {place}"
+            assert len(turns) == tiered.rounds.size, f"{place} miscounts its turns"
+            assert sum(len(line.tasks) for line in tiered.rounds) == len(tiered.arrivals), f"{place} has lost a task"
+
+    waiting = [record for model in scheduler.queues for record in scheduler.queues.everyone(model)]
+    assert scheduler.queues.depth == len(waiting), "the depth of the queues is wrong"
+    assert scheduler.queues.by_tenant == Counter(record.task.tenant for record in waiting), "tenants are miscounted"
 
 
 def _check_places(scheduler: Scheduler) -> None:
@@ -61,15 +79,53 @@ def _check_places(scheduler: Scheduler) -> None:
 
 
 def _check_nothing_waits_in_vain(scheduler: Scheduler) -> None:
-    for model, queue in scheduler.queues.items():
+    placement = scheduler.placement
+    for queue in scheduler.queues.values():
         for head in queue.heads():
-            excluded = scheduler.placement.excluded(head)
-            for worker in scheduler.placement.serving(model):
-                idle = not worker.stale and worker.spec.id not in excluded and worker.fits(head)
-                assert not idle, f"{head.task.id} waits while {worker.spec.id} could take it"
-        assert scheduler.placement.is_served(model) or model in scheduler.timers, (
-            f"tasks wait for {model}, which nobody serves, without an end"
-        )
+            name = head.task.id
+            for worker in placement.serving(head.demand):
+                taken = worker.stale or worker.kept_for not in (None, head)
+                idle = not taken and placement.can_take(head, worker)
+                assert not idle, f"{name} waits while {worker.spec.id} could take it"
+            demand, past = head.demand, head.past
+            assert placement.is_served(demand) or demand in scheduler.timers, f"{name} waits for nobody, without an end"
+            if past is not None and past.resume_from:
+                assert placement.has_equal(head), f"{name} waits for an equal, and there is none"
+
+
+def _check_what_is_kept(scheduler: Scheduler) -> None:
+    for worker in scheduler.placement.workers.values():
+        record = worker.kept_for
+        if record is not None:
+            assert record.kept is worker, f"{worker.spec.id} is kept for a task that does not know it"
+            assert record.state is State.QUEUED, f"{worker.spec.id} is kept for a task that does not wait"
+            assert worker.open, f"{worker.spec.id} takes nothing and is kept for something"
+        assert not worker.alone or worker.held == 1, f"{worker.spec.id} runs something alone, with others"
+    for model, queue in scheduler.queues.items():
+        kept = queue.pace.kept
+        assert kept is None or (kept.kept is not None and kept.task.model == model), f"{model} has lost a kept worker"
+
+
+def _check_fitness(scheduler: Scheduler) -> None:
+    for worker in scheduler.placement.workers.values():
+        name = worker.spec.id
+        closed = worker.draining or worker.cordoned or worker.suspect or bool(worker.quarantined_until_s)
+        assert worker.open is not closed, f"{name} is open to new tasks and should not be, or the reverse"
+        probed = worker.probe_at_s < FOREVER or worker.probe_fails_at_s < FOREVER
+        assert probed is worker.suspect, f"{name} is suspect and never probed, or the reverse"
+        entries = worker.open and not worker.stale and worker.kept_for is None and worker.has_slot
+        assert worker.ready is entries, f"{name} can be chosen and should not be, or the reverse"
+    for pool in {worker.pool for worker in scheduler.placement.workers.values()}:
+        assert pool.ready == sum(worker.ready for worker in pool.workers.values()), "a pool miscounts who is ready"
+
+
+def _check_retries(scheduler: Scheduler) -> None:
+    pasts = [record.past for record in scheduler.tasks.values() if record.past is not None]
+    assert scheduler.retrying == sum(past.budgeted for past in pasts), "retries are miscounted"
+    bounds = scheduler.settings
+    assert all(len(past.losses) <= bounds.max_attempts for past in pasts), "a task has outlived too many workers"
+    attempts = [record.attempt for record in scheduler.tasks.values()]
+    assert all(attempt <= bounds.max_attempts for attempt in attempts), "a task is tried too often"
 
 
 def _check_timers(scheduler: Scheduler) -> None:
@@ -82,7 +138,9 @@ def _check_timers(scheduler: Scheduler) -> None:
         assert all(release in timers for release in worker.releasing.values()), "a cancel may stay unanswered"
         releases += len(worker.releasing)
     absent = scheduler.placement.absent_since_s
-    assert all(model in timers for model in absent), "a model is missed for ever"
+    assert all(demand in timers for demand in absent), "a model is missed for ever"
+    assert all(outgrown in timers for outgrown in scheduler.outgrown.values()), "what is too large may wait for ever"
     living = len(scheduler.tasks) + len(scheduler.placement.workers) + releases + len(absent)
+    living += len(scheduler.outgrown) + len(scheduler.lineages)
     assert len(timers) == living, "a deadline outlives what it is for"
     assert timers.entries <= 2 * len(timers) + SLACK, "the heap of timers keeps what has ended"

@@ -1,144 +1,281 @@
-"""Who is next: queues per (model, tier, tenant).
+"""Who waits: queues per (model, tier, tenant), and in what order they may go.
 
-Between tiers: strict. Between tenants of a tier: in turn, one task each; whoever was served goes to
-the end of the ring. Inside (model, tier, tenant): by arrival, and a task that comes back after a
-failed attempt has its old rank.
+Between tiers: strict; the exception for aged tasks is `matching`'s business. Between the tenants of a
+tier: by turns (`turns`). Inside (model, tier, tenant): by arrival.
 
-`heads` gives the order in which tasks may go. Only heads may: nobody overtakes inside their own
-line, but a head that fits nowhere does not hold up other tenants or lower tiers.
+A task that comes back from a failed attempt has had its turn and has paid for it: it goes before all
+turns of its tier, by arrival, and holds nobody up. Of the others only heads of lines may go: nobody
+overtakes inside their own line, but a head that fits nowhere does not hold up other tenants.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from heapq import heapify, heappop, heapreplace
+from itertools import islice
 
 from cluster.domain import Task, Tier
+from cluster.scheduler.drain import Drain
 from cluster.scheduler.state import TaskRecord
+from cluster.scheduler.turns import Line, Rounds
 
-Line = OrderedDict[str, TaskRecord]
-"""Waiting tasks of one tenant by id, in order of arrival. Ordered dicts are O(1) at both ends and
-in the middle; a plain dict slows down when its front is deleted again and again."""
+SPARE_LINES = 64
+"""Lines with nobody in them that are not worth a sweep."""
 
 
 class TierQueue:
-    """The waiting tasks of one model and tier: a ring of tenants, a line each."""
+    """The waiting tasks of one model and tier."""
 
-    __slots__ = ("depth", "ring")
+    __slots__ = ("_estimated_tokens", "arrivals", "lines", "returned", "rounds")
 
-    def __init__(self) -> None:
-        self.ring: OrderedDict[str, Line] = OrderedDict()
-        self.depth = 0
+    def __init__(self, quantum_tokens: int, estimated_tokens: int) -> None:
+        self.returned: list[TaskRecord] = []
+        """Who comes back from a failed attempt, by arrival."""
+        self.arrivals: OrderedDict[str, TaskRecord] = OrderedDict()
+        """Everybody else, by arrival: so the oldest is at hand, and heads a line."""
+        self.lines: dict[str, Line] = {}
+        """By tenant: those with tasks, and those whose tenant has used more than a newcomer."""
+        self.rounds = Rounds(quantum_tokens)
+        self._estimated_tokens = estimated_tokens
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return len(self.arrivals) + len(self.returned)
+
+    @property
+    def oldest(self) -> TaskRecord | None:
+        """Who came first of those that wait."""
+        if self.returned:
+            return self.returned[0]
+        return self.arrivals[next(iter(self.arrivals))] if self.arrivals else None
 
     def push(self, record: TaskRecord) -> None:
         """Add a task at its rank."""
-        line = self.ring.get(record.task.tenant)
+        task = record.task
+        if record.past is not None:
+            insort(self.returned, record, key=_rank)
+            return
+        self.arrivals[task.id] = record
+        line = self.lines.get(task.tenant)
         if line is None:
-            line = self.ring[record.task.tenant] = OrderedDict()
-        newest = line[next(reversed(line))].sequence if line else 0
-        line[record.task.id] = record
-        self.depth += 1
-        if record.sequence < newest:
-            # Back from a failed attempt. Tasks leave from the front only, so that all who are older
-            # than this one have been out too, and are few.
-            elders = list(takewhile(lambda other: other.sequence < record.sequence, line.values()))
-            line.move_to_end(record.task.id, last=False)
-            for elder in reversed(elders):
-                line.move_to_end(elder.task.id, last=False)
+            line = self.lines[task.tenant] = Line(task.tenant, self.rounds.origin_tokens)
+        line.tasks[task.id] = record
+        if line.number < 0:
+            line.used_tokens = max(line.used_tokens, self.rounds.origin_tokens)
+            self.rounds.enter(line)
 
     def remove(self, record: TaskRecord) -> None:
-        """Take a task out."""
-        line = self.ring[record.task.tenant]
-        del line[record.task.id]
-        if not line:
-            del self.ring[record.task.tenant]
-        self.depth -= 1
+        """Take a task out that does not go."""
+        task = record.task
+        if record.past is not None:
+            del self.returned[bisect_left(self.returned, record.sequence, key=_rank)]
+        else:
+            line = self.lines[task.tenant]
+            was_head = next(iter(line.tasks)) == task.id
+            del line.tasks[task.id]
+            del self.arrivals[task.id]
+            if not line.tasks:
+                self.rounds.leave(line)
+            elif was_head:
+                self.rounds.moved_up(line)
+        self._tidy()
 
     def serve(self, record: TaskRecord) -> None:
-        """Take a task out because it goes; its tenant has had its turn."""
-        self.remove(record)
-        if record.task.tenant in self.ring:
-            self.ring.move_to_end(record.task.tenant)
+        """Take a task out because it goes; if it has its turn now, that is charged."""
+        task = record.task
+        if record.past is not None:
+            del self.returned[bisect_left(self.returned, record.sequence, key=_rank)]
+        else:
+            line = self.lines[task.tenant]
+            del line.tasks[task.id]
+            del self.arrivals[task.id]
+            record.line, record.charged_tokens = line, self._estimate(task)
+            self.rounds.serve(line, record.charged_tokens)
+        self._tidy()
+
+    def charge(self, record: TaskRecord) -> None:
+        """Charge a task that goes without having waited, while others wait."""
+        task = record.task
+        line = self.lines.get(task.tenant)
+        if line is None:
+            line = self.lines[task.tenant] = Line(task.tenant, self.rounds.origin_tokens)
+        record.line, record.charged_tokens = line, self._estimate(task)
+        self.rounds.settle(line, record.charged_tokens)
+
+    def settle(self, record: TaskRecord, used_tokens: int) -> None:
+        """Replace what a task was charged by what it used."""
+        line = record.line
+        if line is not None and self.lines.get(line.tenant) is line:
+            self.rounds.settle(line, used_tokens - record.charged_tokens)
 
     def heads(self) -> Iterator[TaskRecord]:
-        """Yield the first of each line, the next tenant's first."""
-        for line in self.ring.values():
-            yield line[next(iter(line))]
+        """Yield who may go, in order."""
+        yield from self.returned
+        for line in self.rounds:
+            yield line.head
+
+    def ahead_of(self, record: TaskRecord) -> int:
+        """Return about how many of this tier go before a task that has just been pushed."""
+        if record.past is not None:
+            return len(self.returned) - 1
+        behind_own = len(self.lines[record.task.tenant].tasks) - 1
+        return len(self.returned) + min(len(self.arrivals) - 1, (behind_own + 1) * self.rounds.size - 1)
 
     def in_order(self, limit: int) -> list[TaskRecord]:
-        """Return the first tasks in the order in which they would be served, at most `limit`."""
-        lines = [iter(line.values()) for line in islice(self.ring.values(), limit)]
-        found: list[TaskRecord] = []
-        while lines and len(found) < limit:
-            turn = [(line, record) for line in lines if (record := next(line, None)) is not None]
-            found += [record for _, record in turn]
-            lines = [line for line, _ in turn]
-        return found[:limit]
+        """Return the first tasks in the order in which they would go, at most `limit`."""
+        found = list(islice(self.returned, limit))
+        heap = [
+            (line.number, turn, line.used_tokens, iter(line.tasks.values()))
+            for turn, line in enumerate(islice(self.rounds, limit))
+        ]
+        heapify(heap)
+        turn = limit
+        while heap and len(found) < limit:
+            _, _, used_tokens, tasks = heap[0]
+            record = next(tasks, None)
+            if record is None:
+                heappop(heap)
+                continue
+            found.append(record)
+            used_tokens += self._estimate(record.task)
+            turn += 1
+            heapreplace(heap, (self.rounds.number_at(used_tokens), turn, used_tokens, tasks))
+        return found
+
+    def _estimate(self, task: Task) -> int:
+        return task.prompt_tokens + min(task.generation.max_tokens, self._estimated_tokens)
+
+    def _tidy(self) -> None:
+        """Forget accounts that say no more than a newcomer's would."""
+        if not self.rounds.size:
+            self.lines.clear()
+            self.rounds.current = 0
+        elif len(self.lines) > 2 * self.rounds.size + SPARE_LINES:
+            self.lines = {tenant: line for tenant, line in self.lines.items() if line.tasks or self.rounds.owes(line)}
+
+
+class Pace:
+    """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
+
+    __slots__ = ("drain", "kept", "since_aged")
+
+    def __init__(self, aged_every: int) -> None:
+        self.since_aged = aged_every
+        """Dispatches since the last that went to an aged task of a lower tier."""
+        self.kept: TaskRecord | None = None
+        """The task that needs more room than there is and for which a worker is kept."""
+        self.drain = Drain()
 
 
 class ModelQueue:
     """The waiting tasks of one model, a `TierQueue` per tier, the first to be served first."""
 
-    __slots__ = ("tiers",)
+    __slots__ = ("depth", "largest_tokens", "pace", "tiers")
 
-    def __init__(self) -> None:
-        self.tiers = tuple(TierQueue() for _ in Tier)
-
-    @property
-    def depth(self) -> int:
+    def __init__(self, pace: Pace, quantum_tokens: int, estimated_tokens: int) -> None:
+        self.depth = 0
         """How many wait."""
-        return sum([tier.depth for tier in self.tiers])
+        self.largest_tokens = 0
+        """None of them needs room for more."""
+        self.pace = pace
+        self.tiers = tuple(TierQueue(quantum_tokens, estimated_tokens) for _ in Tier)
 
     def heads(self) -> Iterator[TaskRecord]:
         """Yield who may go, in order. Do not change the queue while iterating."""
         for tier in self.tiers:
-            for line in tier.ring.values():
-                yield line[next(iter(line))]
+            yield from tier.heads()
 
     def everyone(self) -> list[TaskRecord]:
         """Return all who wait."""
-        return [record for tier in self.tiers for line in tier.ring.values() for record in line.values()]
+        return [record for tier in self.tiers for record in (*tier.returned, *tier.arrivals.values())]
+
+    def returned(self) -> list[TaskRecord]:
+        """Return all who wait after a failed attempt, in order."""
+        return [record for tier in self.tiers for record in tier.returned]
 
 
 class Queues(dict[str, ModelQueue]):
     """All waiting tasks: a `ModelQueue` for each model that has any."""
 
-    __slots__ = ()
+    __slots__ = ("_aged_every", "_estimated_tokens", "_paces", "_quantum_tokens", "by_tenant", "depth")
 
-    @property
-    def depth(self) -> int:
+    MAX_PACES = 1_024
+
+    def __init__(self, *, quantum_tokens: int, estimated_tokens: int, aged_every: int) -> None:
+        super().__init__()
+        self.depth = 0
         """How many wait."""
-        return sum(queue.depth for queue in self.values())
+        self.by_tenant: Counter[str] = Counter()
+        """How many of each tenant wait; nobody with none."""
+        self._paces: dict[str, Pace] = {}
+        self._quantum_tokens = quantum_tokens
+        self._estimated_tokens = estimated_tokens
+        self._aged_every = aged_every
 
-    def push(self, record: TaskRecord) -> None:
+    def push(self, record: TaskRecord, now: float) -> None:
         """Add a task at its rank."""
-        queue = self.get(record.task.model)
+        task = record.task
+        queue = self.get(task.model)
         if queue is None:
-            queue = self[record.task.model] = ModelQueue()
-        queue.tiers[record.task.tier].push(record)
+            queue = self[task.model] = ModelQueue(self.pace(task.model), self._quantum_tokens, self._estimated_tokens)
+            queue.pace.drain.begin(now)
+        queue.tiers[task.tier].push(record)
+        queue.depth += 1
+        queue.largest_tokens = max(queue.largest_tokens, record.kv_tokens)
+        self.depth += 1
+        self.by_tenant[task.tenant] += 1
 
     def remove(self, record: TaskRecord) -> None:
         """Take a task out."""
         queue = self[record.task.model]
         queue.tiers[record.task.tier].remove(record)
-        if not queue.depth:
-            del self[record.task.model]
+        self._count_out(queue, record.task)
 
-    def serve(self, record: TaskRecord) -> None:
+    def serve(self, record: TaskRecord, now: float) -> None:
         """Take a task out because it goes."""
         queue = self[record.task.model]
         queue.tiers[record.task.tier].serve(record)
-        if not queue.depth:
-            del self[record.task.model]
+        queue.pace.drain.note(now)
+        self._count_out(queue, record.task)
+
+    def settle(self, record: TaskRecord, used_tokens: int) -> None:
+        """Replace what a task was charged by what it used, if that still matters to anybody."""
+        queue = self.get(record.task.model)
+        if queue is not None:
+            queue.tiers[record.task.tier].settle(record, used_tokens)
 
     def head_of(self, task: Task) -> TaskRecord | None:
         """Return the first in the line of a task's tenant, tier and model, if anyone stands there."""
         queue = self.get(task.model)
-        line = queue.tiers[task.tier].ring.get(task.tenant) if queue else None
-        return line[next(iter(line))] if line else None
+        line = queue.tiers[task.tier].lines.get(task.tenant) if queue else None
+        return line.head if line and line.tasks else None
 
     def everyone(self, model: str) -> list[TaskRecord]:
         """Return all who wait for a model."""
         queue = self.get(model)
         return queue.everyone() if queue else []
+
+    def _count_out(self, queue: ModelQueue, task: Task) -> None:
+        queue.depth -= 1
+        self.depth -= 1
+        self.by_tenant[task.tenant] -= 1
+        if not self.by_tenant[task.tenant]:
+            del self.by_tenant[task.tenant]
+        if not queue.depth:
+            del self[task.model]
+
+    def pace(self, model: str) -> Pace:
+        """Return what is remembered of a model's queue."""
+        pace = self._paces.get(model)
+        if pace is None:
+            if len(self._paces) >= self.MAX_PACES:
+                self._paces = {name: self._paces[name] for name in self}
+            pace = self._paces[model] = Pace(self._aged_every)
+        return pace
+
+
+def _rank(record: TaskRecord) -> int:
+    return record.sequence

@@ -1,4 +1,4 @@
-"""What the Scheduler remembers of a task and of a worker, and how a task may move.
+"""What the Scheduler remembers of a task, and how a task may move.
 
 Rule 1: a task moves along `TRANSITIONS` or not at all. An event that has no entry for the state a
 task is in is late or stray: it is counted and changes nothing.
@@ -20,10 +20,14 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from cluster.domain import GpuReading, ModelOffer, Task, WorkerSpec
+from cluster.domain import Choice, Task
 
 if TYPE_CHECKING:
-    from cluster.scheduler.placement import Pool
+    from cluster.scheduler.turns import Line
+    from cluster.scheduler.workers import WorkerRecord
+
+Demand = tuple[str, bool]
+"""What a task needs of any worker at all: a model, and whether it must be a simulated one."""
 
 
 class State(Enum):
@@ -73,16 +77,56 @@ TRANSITIONS: dict[tuple[State, Trigger], State] = {
 }
 
 
+class Loss:
+    """A worker that was lost with attempts on it. It is a death unless its process comes back."""
+
+    __slots__ = ("at_s", "returned", "worker_id")
+
+    def __init__(self, worker_id: str, at_s: float) -> None:
+        self.worker_id = worker_id
+        self.at_s = at_s
+        self.returned = False
+
+
+class Past:
+    """What a task has been through, from the first bad end of an attempt on."""
+
+    __slots__ = ("budgeted", "excluded", "failure", "losses", "patient", "resume_from", "resumes")
+
+    def __init__(self) -> None:
+        self.excluded: frozenset[str] = frozenset()
+        """Workers on which an attempt ended badly."""
+        self.losses: list[Loss] = []
+        """One entry for each attempt that ended with its worker."""
+        self.failure = ""
+        """The code of the last bad end."""
+        self.resumes: frozenset[str] = frozenset()
+        """What its last worker could resume: only its equals can go on from there."""
+        self.resume_from = 0
+        """The token to go on from; 0 while its client has seen none."""
+        self.patient = True
+        """Whether it still waits for a worker of its own, if it should have one."""
+        self.budgeted = False
+        """Whether it is one of the retries of which only so many are made at a time."""
+
+    @property
+    def deaths(self) -> int:
+        """How many attempts ended with a worker whose process is not back: a dropped link is no death."""
+        return sum([not loss.returned for loss in self.losses])
+
+
 class TaskRecord:
     """One live task. `sequence` is its rank of arrival, which it keeps over all attempts."""
 
     __slots__ = (
         "attempt",
-        "excluded",
-        "failure",
+        "charged_tokens",
+        "choice",
+        "kept",
         "kv_bytes",
         "kv_tokens",
-        "lost_on",
+        "line",
+        "past",
         "queued_at_s",
         "queued_s",
         "sequence",
@@ -104,14 +148,22 @@ class TaskRecord:
         self.attempt = 0
         self.worker: WorkerRecord | None = None
         """Where it runs, while it runs."""
+        self.choice: Choice | None = None
+        """Why there."""
         self.kv_bytes = 0
         """What the current attempt has reserved on its worker."""
-        self.excluded: frozenset[str] = frozenset()
-        """Workers on which an earlier attempt ended badly."""
-        self.lost_on: tuple[str, ...] = ()
-        """Workers that were lost with an attempt, one entry an attempt."""
-        self.failure = ""
-        """The code of the last attempt's bad end."""
+        self.kept: WorkerRecord | None = None
+        """The worker that takes nothing else until it has room for this one."""
+        self.line: Line | None = None
+        """The account of its tenant that it was charged to, if others waited."""
+        self.charged_tokens = 0
+        self.past: Past | None = None
+        """None while no attempt has ended badly."""
+
+    @property
+    def demand(self) -> Demand:
+        """What it needs of any worker at all."""
+        return self.task.model, self.task.simulated_only
 
     def move(self, trigger: Trigger) -> bool:
         """Go where the table says; return False, unmoved, if it knows no such way."""
@@ -124,122 +176,3 @@ class TaskRecord:
     def waited_s(self, now: float) -> float:
         """Return the time spent in line, over all waits, of a task that waits."""
         return self.queued_s + now - self.queued_at_s
-
-
-class Release:
-    """A cancelled attempt whose worker has not said yet that it stopped: it still holds a slot."""
-
-    __slots__ = ("attempt", "kv_bytes", "task_id", "worker")
-
-    def __init__(self, record: TaskRecord, worker: WorkerRecord) -> None:
-        self.task_id = record.task.id
-        self.attempt = record.attempt
-        self.kv_bytes = record.kv_bytes
-        self.worker = worker
-
-
-class WorkerRecord:
-    """One live worker: what it can hold and what it holds."""
-
-    __slots__ = (
-        "draining",
-        "held",
-        "kv_used_bytes",
-        "last_seen_at_s",
-        "link",
-        "node",
-        "offers",
-        "pool",
-        "reading",
-        "releasing",
-        "running",
-        "spec",
-        "stale",
-        "tokens_per_s",
-        "version",
-    )
-
-    def __init__(self, spec: WorkerSpec, node: str, link: str, now: float) -> None:
-        self.spec = spec
-        self.node = node
-        self.link = link
-        self.offers: dict[str, ModelOffer] = {offer.id: offer for offer in spec.models}
-        self.last_seen_at_s = now
-        self.reading = GpuReading()
-        self.tokens_per_s = 0.0
-        self.draining = False
-        self.stale = False
-        """Whether it was found to be silent for too long to be given work."""
-        self.running: dict[str, TaskRecord] = {}
-        self.releasing: dict[tuple[str, int], Release] = {}
-        """By task and attempt."""
-        self.held = 0
-        """Slots in use by both."""
-        self.kv_used_bytes = 0
-        self.pool: Pool
-        """Its alternatives; set when it takes its place among them."""
-        self.version = 0
-        """Which entries of its pool's heaps are true."""
-
-    @property
-    def has_slot(self) -> bool:
-        """Whether a slot is free."""
-        return self.held < self.spec.capacity
-
-    @property
-    def load(self) -> float:
-        """The larger share in use of slots and of KV cache, 0..1."""
-        slots = self.held / self.spec.capacity
-        return max(slots, self.kv_used_bytes / self.spec.kv_bytes) if self.spec.kv_bytes else slots
-
-    def kv_need(self, record: TaskRecord) -> int:
-        """Return the KV bytes a task would take here; 0 where the worker does not account them."""
-        return record.kv_tokens * self.offers[record.task.model].kv_bytes_per_token if self.spec.kv_bytes else 0
-
-    def limit_tokens(self, model: str) -> int:
-        """Return the most tokens, prompt and answer, that one task of a model can ever have here."""
-        return self._tokens(model, self.spec.kv_bytes)
-
-    def room_tokens(self, model: str) -> int:
-        """Return the most tokens that one task of a model can have if it starts here now."""
-        return self._tokens(model, self.spec.kv_bytes - self.kv_used_bytes)
-
-    def fits(self, record: TaskRecord) -> bool:
-        """Return whether the task can start here now."""
-        return self.held < self.spec.capacity and record.kv_tokens <= self.room_tokens(record.task.model)
-
-    def take(self, record: TaskRecord) -> None:
-        """Reserve a slot and KV cache for the task's current attempt."""
-        record.worker = self
-        record.kv_bytes = self.kv_need(record)
-        self.running[record.task.id] = record
-        self.held += 1
-        self.kv_used_bytes += record.kv_bytes
-
-    def give_back(self, record: TaskRecord) -> None:
-        """Free what an attempt held that is over here too."""
-        record.worker = None
-        del self.running[record.task.id]
-        self.held -= 1
-        self.kv_used_bytes -= record.kv_bytes
-
-    def start_release(self, record: TaskRecord) -> Release:
-        """Keep what an attempt holds that is over for us, until it is over here."""
-        record.worker = None
-        del self.running[record.task.id]
-        release = self.releasing[record.task.id, record.attempt] = Release(record, self)
-        return release
-
-    def end_release(self, task_id: str, attempt: int) -> Release | None:
-        """Free what a cancelled attempt held; return None if there is no such attempt."""
-        release = self.releasing.pop((task_id, attempt), None)
-        if release is not None:
-            self.held -= 1
-            self.kv_used_bytes -= release.kv_bytes
-        return release
-
-    def _tokens(self, model: str, kv_bytes: int) -> int:
-        offer = self.offers[model]
-        if not self.spec.kv_bytes or not offer.kv_bytes_per_token:
-            return offer.context_tokens
-        return min(offer.context_tokens, kv_bytes // offer.kv_bytes_per_token)

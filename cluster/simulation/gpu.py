@@ -94,9 +94,10 @@ class SimulatedGpu:
         self._sequences: dict[tuple[str, int], Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._ends: list[tuple[int, int, Sequence]] = []
-        self._tie_breaker = 0
         self._output = Output([], [])
         self.tokens_generated = 0
+        self.begun = 0
+        """Attempts that have had their first token."""
 
     @property
     def busy(self) -> bool:
@@ -152,7 +153,7 @@ class SimulatedGpu:
         """Drop one attempt; return how many tokens it had generated, or None if it is not here."""
         sequence = self._sequences.get((task, attempt))
         if sequence is None:
-            return None
+            return self._take_back(task, attempt)
         generated = sequence.generated(self._iteration)
         if sequence.offset is not None:
             sequence.lane.leave(sequence, self._iteration)
@@ -249,8 +250,9 @@ class SimulatedGpu:
     def _begin_decoding(self, sequence: Sequence) -> None:
         sequence.offset = self._iteration - sequence.start - 1
         sequence.lane.join(sequence, self._iteration)
-        self._tie_breaker += 1
-        heappush(self._ends, (sequence.offset + sequence.script.length, self._tie_breaker, sequence))
+        self.begun += 1
+        # The count breaks ties, so that sequences are never compared.
+        heappush(self._ends, (sequence.offset + sequence.script.length, self.begun, sequence))
 
     def _finish(self, sequence: Sequence) -> None:
         if self._sequences.get(sequence.key) is not sequence:
@@ -264,6 +266,16 @@ class SimulatedGpu:
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.key]
         self._pool.release(sequence.key)
+
+    def _take_back(self, task: str, attempt: int) -> int | None:
+        """Unsay the end of an attempt that has been computed and not handed over: its time has not come."""
+        output = self._output
+        for end in output.ended:
+            if end.task == task and end.attempt == attempt:
+                output.ended.remove(end)
+                output.tokens[:] = [new for new in output.tokens if (new.task, new.attempt) != (task, attempt)]
+                return end.generated_tokens
+        return None
 
     def _collect(self, sequence: Sequence, output: Output) -> None:
         script, sent = sequence.script, sequence.sent

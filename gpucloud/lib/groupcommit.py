@@ -24,10 +24,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
+
 logger = logging.getLogger(__name__)
 
 LINGER_S = 0.05
-"""How long a row that nobody waits for may stay in memory."""
+"""How long a row that nobody waits for may stay in memory; half as long at the least."""
 CROWD = 4
 """A batch of at least so many rows is a sign of load."""
 PACE_S = 0.010
@@ -50,21 +52,19 @@ class Unavailable(Exception):
 class TicketState(IntEnum):
     """How far a row has got."""
 
-    QUEUED = 0
-    TAKEN = 1
-    COMMITTED = 2
-    FAILED = 3
+    LINGERING = 0
+    QUEUED = 1
+    TAKEN = 2
+    COMMITTED = 3
+    FAILED = 4
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, kw_only=True):
     """One row on its way to the disk; subclasses carry the row."""
 
-    __slots__ = ("error", "state", "waiters")
-
-    def __init__(self) -> None:
-        self.state = TicketState.QUEUED
-        self.error: Exception | None = None
-        self.waiters: list[asyncio.Future[None]] | None = None
+    state: TicketState = TicketState.QUEUED
+    error: UnableToCommit | None = None
+    waiters: list[asyncio.Future[None]] | None = None
 
 
 T = TypeVar("T", bound=Ticket)
@@ -95,8 +95,9 @@ class GroupCommit(Generic[T]):
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._pending: list[T] = []
-        self._lingering: dict[T, float] = {}
-        """Rows nobody waits for, by when they were put (loop time), the oldest first."""
+        self._young: list[T] = []
+        self._old: list[T] = []
+        """Rows put with `linger`: since the last look, and before. Many have gone on since."""
         self._linger_timer: asyncio.TimerHandle | None = None
         self._flying: list[T] = []
         self._busy = False
@@ -141,15 +142,17 @@ class GroupCommit(Generic[T]):
             _land(ticket, UnableToCommit("The writer is not running."))
             return
         if linger and not self._stopping.is_set():
-            self._lingering[ticket] = self._loop.time()
+            ticket.state = TicketState.LINGERING
+            self._young.append(ticket)
             if self._linger_timer is None:
-                self._linger_timer = self._loop.call_later(LINGER_S, self._urge_old)
+                self._linger_timer = self._loop.call_later(LINGER_S / 2, self._look)
             return
         self._queue(ticket)
 
     def urge(self, ticket: T) -> None:
         """Let a row linger no longer; does nothing for one that does not."""
-        if self._lingering.pop(ticket, None) is not None:
+        if ticket.state == LINGERING:
+            ticket.state = TicketState.QUEUED
             self._queue(ticket)
 
     def _queue(self, ticket: T) -> None:
@@ -160,30 +163,32 @@ class GroupCommit(Generic[T]):
 
     async def wait(self, ticket: T) -> None:
         """Return once the row is committed, or raise `UnableToCommit` in time."""
-        if ticket.state < TicketState.COMMITTED:
-            self.urge(ticket)
-            if self._overdue:
-                raise UnableToCommit("The database does not answer.")
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            if ticket.waiters is None:
-                ticket.waiters = [waiter]
-            else:
-                ticket.waiters.append(waiter)
-            await waiter
-        if ticket.error is not None:
-            raise UnableToCommit(f"{type(ticket.error).__name__}: {ticket.error}") from ticket.error
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self.tell(ticket, waiter)
+        await waiter
 
-    def _urge_old(self) -> None:
-        self._linger_timer = None
-        oldest_s = self._loop.time() - LINGER_S
-        for ticket in [ticket for ticket, put_at_s in self._lingering.items() if put_at_s <= oldest_s]:
+    def tell(self, ticket: T, waiter: asyncio.Future[None]) -> None:
+        """Resolve `waiter` once the row is committed, or with `UnableToCommit` in time."""
+        if ticket.state >= COMMITTED:
+            _resolve(waiter, ticket.error)
+            return
+        self.urge(ticket)
+        if self._overdue:
+            _resolve(waiter, UnableToCommit("The database does not answer."))
+        elif ticket.waiters is None:
+            ticket.waiters = [waiter]
+        else:
+            ticket.waiters.append(waiter)
+
+    def _look(self) -> None:
+        """Urge what has lingered for a whole turn; what came meanwhile has one more."""
+        for ticket in self._old:
             self.urge(ticket)
-        if self._lingering:
-            # Half a turn later: a row lingers at most one and a half times as long as it may.
-            self._linger_timer = self._loop.call_later(LINGER_S / 2, self._urge_old)
+        self._old, self._young = self._young, []
+        self._linger_timer = self._loop.call_later(LINGER_S / 2, self._look) if self._old else None
 
     def _urge_all(self) -> None:
-        for ticket in list(self._lingering):
+        for ticket in (*self._old, *self._young):
             self.urge(ticket)
 
     def _hand_over_in_time(self) -> None:
@@ -210,7 +215,7 @@ class GroupCommit(Generic[T]):
         batch, self._flying = self._flying, []
         if errors is None:
             for ticket in batch:
-                ticket.state = TicketState.COMMITTED
+                ticket.state = COMMITTED
                 if ticket.waiters is not None:
                     _wake(ticket, None)
         else:
@@ -290,18 +295,35 @@ class GroupCommit(Generic[T]):
 
 
 def _land(ticket: Ticket, error: Exception | None) -> None:
-    ticket.error = error
+    ticket.error = _as_refusal(error)
     ticket.state = TicketState.COMMITTED if error is None else TicketState.FAILED
-    _wake(ticket, None)
+    _wake(ticket, ticket.error)
 
 
-def _wake(ticket: Ticket, error: Exception | None) -> None:
+def _as_refusal(error: Exception | None) -> UnableToCommit | None:
+    if error is None or isinstance(error, UnableToCommit):
+        return error
+    refusal = UnableToCommit(f"{type(error).__name__}: {error}")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _wake(ticket: Ticket, error: UnableToCommit | None) -> None:
     waiters, ticket.waiters = ticket.waiters, None
     for waiter in waiters or ():
-        # A waiter that was cancelled, its client gone, is done already.
-        if waiter.done():
-            continue
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
+        _resolve(waiter, error)
+
+
+def _resolve(waiter: asyncio.Future[None], error: UnableToCommit | None) -> None:
+    # A waiter that was cancelled, its client gone, is done already.
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
+
+
+# Enum's members are looked up through a descriptor, which the way of each request can feel.
+LINGERING = TicketState.LINGERING
+COMMITTED = TicketState.COMMITTED

@@ -21,6 +21,10 @@ class Rest(Awaitable[T]):
         self._coroutine = coroutine
         self._waits_for = waits_for
 
+    def close(self) -> None:
+        """Give the coroutine up instead of awaiting it."""
+        self._coroutine.close()
+
     def __await__(self) -> Generator[Any, None, T]:
         # The event loop is handed the future that the coroutine has already yielded. What comes of
         # it, an error or a cancellation among it, is the coroutine's own business.

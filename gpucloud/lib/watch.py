@@ -6,7 +6,7 @@ cancelled, and `send` to a gone client returns silently. The usual watcher is a 
 it up to the future it waits for, and lets that future resume it.
 
 Most requests are over before their client could have left, so `Watch` waits a moment before it watches
-at all: a request that ends within `AFTER_S` costs an entry in a dict.
+at all: a request that ends within `AFTER_S` costs an entry in a list.
 
 It works for any `receive` that waits on plain asyncio futures (uvicorn, daphne, hypercorn). One
 that needs `asyncio.current_task()` would not do.
@@ -18,11 +18,12 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+import msgspec
+
 from gpucloud.lib.asgi import Message, Receive
 
 AFTER_S = 0.05
-"""How long a request may run unwatched; young ones are looked at twice as often, so that a departure
-is seen one and a half times as much later at most."""
+"""How long a request may run unwatched; half as long at the least."""
 
 
 class Watch:
@@ -30,44 +31,45 @@ class Watch:
 
     def __init__(self, *, after_s: float = AFTER_S) -> None:
         self._after_s = after_s
-        self._young: dict[Watched, float] = {}
-        """Not watched yet, by when they came (loop time), the oldest first."""
+        self._young: list[Watched] = []
+        self._old: list[Watched] = []
+        """Not watched yet: come since the last look, and before. Most have been stopped since."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, receive: Receive, on_disconnect: Callable[[], None]) -> Watched:
         """Return a handle on a connection that will be watched until it is stopped."""
         watched = Watched(receive, on_disconnect)
-        loop = asyncio.get_running_loop()
-        self._young[watched] = loop.time()
+        self._young.append(watched)
         if self._timer is None:
-            self._timer = loop.call_later(self._after_s, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._after_s / 2, self._look)
         return watched
 
-    def stop(self, watched: Watched) -> None:
-        """Stop watching; safe to call twice."""
-        if self._young.pop(watched, None) is None and watched.watcher is not None:
-            watched.watcher.close()
-
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        oldest_s = loop.time() - self._after_s
-        for watched in [watched for watched, came_s in self._young.items() if came_s <= oldest_s]:
-            del self._young[watched]
-            watched.watcher = DisconnectWatcher(watched.receive, watched.on_disconnect)
-        if self._young:
-            self._timer = loop.call_later(self._after_s / 2, self._look)
+        """Watch who has been here for a whole turn; who came meanwhile has one more."""
+        for watched in self._old:
+            watched.begin()
+        self._old, self._young = self._young, []
+        again = asyncio.get_running_loop().call_later(self._after_s / 2, self._look) if self._old else None
+        self._timer = again
 
 
-class Watched:
+class Watched(msgspec.Struct, eq=False):
     """A connection in the care of a `Watch`."""
 
-    __slots__ = ("on_disconnect", "receive", "watcher")
+    _receive: Receive
+    _on_disconnect: Callable[[], None] | None
+    _watcher: DisconnectWatcher | None = None
 
-    def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
-        self.receive = receive
-        self.on_disconnect = on_disconnect
-        self.watcher: DisconnectWatcher | None = None
+    def begin(self) -> None:
+        """Watch from now on, unless stopped before."""
+        if self._on_disconnect is not None:
+            self._watcher = DisconnectWatcher(self._receive, self._on_disconnect)
+
+    def stop(self) -> None:
+        """Watch no more; safe to call twice."""
+        self._on_disconnect = None
+        if self._watcher is not None:
+            self._watcher.close()
 
 
 class DisconnectWatcher:

@@ -9,27 +9,36 @@ from inference.openai.errors import ApiError, unavailable
 from inference.openai.http import Exchange
 
 
-async def identify(exchange: Exchange, keyring: Keyring) -> Identity:
-    """Return whose key it is. Unknown, revoked and expired keys are refused in the same words."""
+def recognize(exchange: Exchange, keyring: Keyring) -> Identity | None:
+    """Return whose key it is if that is in memory; None: ask `identify`."""
     secret = exchange.bearer()
     if secret is None:
         raise ApiError(401, _NO_KEY, headers=_CHALLENGE)
     found = keyring.peek(secret, time.time())
-    if found is None:
-        try:
-            found = await keyring.resolve(secret)
-        except UnableToReadKeys:
-            raise unavailable(
-                "Keys cannot be checked just now. Try again in a moment.", "service_unavailable"
-            ) from None
-    if found is None or isinstance(found, Refused):
-        raise ApiError(
-            401,
-            f"Incorrect API key provided: {_mask(secret)}. You can find your API key in the dashboard.",
-            code="invalid_api_key",
-            headers=_CHALLENGE,
-        )
+    if isinstance(found, Refused):
+        raise _refusal(secret)
     return found
+
+
+async def identify(exchange: Exchange, keyring: Keyring) -> Identity:
+    """Return whose key it is. Unknown, revoked and expired keys are refused in the same words."""
+    secret = exchange.bearer() or b""
+    try:
+        found = await keyring.resolve(secret)
+    except UnableToReadKeys:
+        raise unavailable("Keys cannot be checked just now. Try again in a moment.", "service_unavailable") from None
+    if found is None:
+        raise _refusal(secret)
+    return found
+
+
+def _refusal(secret: bytes) -> ApiError:
+    return ApiError(
+        401,
+        f"Incorrect API key provided: {_mask(secret)}. You can find your API key in the dashboard.",
+        code="invalid_api_key",
+        headers=_CHALLENGE,
+    )
 
 
 def _mask(secret: bytes) -> str:

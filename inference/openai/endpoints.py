@@ -69,37 +69,34 @@ class Endpoints:
         except UnableToCommit:
             await _refuse(exchange, completion, unavailable(_NOT_RECORDED, "service_unavailable"))
         finally:
-            self._watch.stop(watched)
+            watched.stop()
             completion.close()
         return completion
 
 
 async def _answer(exchange: Exchange, completion: Completion) -> None:
     """Send the whole answer once it is there and on record."""
+    await completion.completed_whole()
     stream, task = completion.stream, completion.task
-    await stream.wait()
-    if stream.abandoned:
-        return
-    if stream.failure is not None:
+    if stream.finish_reason is not None:
+        crashpoint("after_commit")
+        texts = stream.take()
+        await exchange.send_json(
+            ChatCompletion(
+                id=_public_id(completion),
+                object="chat.completion",
+                created=completion.created,
+                model=task.model,
+                choices=(Choice(0, AnswerMessage("assistant", "".join(texts)), stream.finish_reason),),
+                usage=make_usage(task.prompt_tokens, len(texts)),
+                service_tier=task.tier.word,
+            )
+        )
+        crashpoint("after_send")
+    elif stream.failure is not None:
         error = from_failure(stream.failure)
         completion.fail(error, stream.failure.outcome)
         await exchange.send_error(error)
-        return
-    texts = stream.take()
-    completion.delivered_tokens = len(texts)
-    await completion.complete()
-    await exchange.send_json(
-        ChatCompletion(
-            id=_public_id(completion),
-            object="chat.completion",
-            created=completion.created,
-            model=task.model,
-            choices=(Choice(0, AnswerMessage("assistant", "".join(texts)), str(stream.finish_reason)),),
-            usage=make_usage(task.prompt_tokens, len(texts)),
-            service_tier=task.tier.word,
-        )
-    )
-    crashpoint("after_send")
 
 
 async def _stream(exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
@@ -150,7 +147,7 @@ async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncode
 
 
 async def _refuse(exchange: Exchange, completion: Completion, error: ApiError) -> None:
-    completion.fail(error)
+    completion.give_up(error)
     await _send_failure(exchange, error)
 
 
@@ -163,6 +160,8 @@ async def _send_failure(exchange: Exchange, error: ApiError) -> None:
 
 
 def _check_media(exchange: Exchange) -> None:
+    if exchange.content_type == b"application/json" and not exchange.content_encoding:
+        return
     if exchange.content_encoding not in (b"", b"identity"):
         raise ApiError(415, "Send the body as it is: Content-Encoding is not supported.")
     media, _, _ = exchange.content_type.partition(b";")

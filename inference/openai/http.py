@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+import msgspec
 
 from gpucloud.lib.asgi import Message, Receive, Scope, Send
 from gpucloud.lib.ready import Rest, run_ready
 from inference.openai.chunks import encode
 from inference.openai.errors import ApiError
+
+Answer = Callable[[int, bytes, bytes], bool]
+"""What a server may offer (`gpucloud.onewrite`): status, header lines and body in one write."""
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
@@ -23,40 +29,24 @@ class ClientGone(Exception):
     """The client left before its request was read."""
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its answer."""
 
-    __slots__ = (
-        "_authorization",
-        "_content_length",
-        "_headers",
-        "_receive",
-        "_send",
-        "content_encoding",
-        "content_type",
-        "method",
-        "path",
-        "request_id",
-        "started",
-        "started_at_s",
-        "status",
-    )
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.request_id = request_id
-        self.started_at_s = time.monotonic()
-        self.status = 0
-        self.started = False
-        """Whether the status line has left; from then on an error is an event, not a status."""
-        self.content_type = b""
-        self.content_encoding = b""
-        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._authorization: list[bytes] = []
-        self._content_length: int | None = None
-        self._receive = receive
-        self._send = send
+    request_id: str
+    method: str
+    path: str
+    _headers: list[tuple[bytes, bytes]]
+    _receive: Receive
+    _send: Send
+    _answer: Answer | None
+    started_at_s: float = msgspec.field(default_factory=time.monotonic)
+    status: int = 0
+    started: bool = False
+    """Whether the status line has left; from then on an error is an event, not a status."""
+    content_type: bytes = b""
+    content_encoding: bytes = b""
+    _authorization: bytes | None = None
+    _content_length: bytes = b""
 
     @property
     def receive(self) -> Receive:
@@ -72,39 +62,53 @@ class Exchange:
         """Note the headers that matter; refuse too many or too large ones."""
         headers = self._headers
         found = dict(headers)
-        size = sum(map(len, found)) + sum(map(len, found.values()))
-        if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        if len(headers) > MAX_HEADERS or sum(map(len, chain.from_iterable(headers))) > MAX_HEADER_BYTES:
             raise ApiError(
                 431, f"The headers are too large: at most {MAX_HEADERS} and {MAX_HEADER_BYTES} bytes in all."
             )
-        self._authorization = [value for name, value in headers if name == b"authorization"]
+        self._authorization = found.get(b"authorization")
+        if len(found) != len(headers) and sum([name == b"authorization" for name, _ in headers]) > 1:
+            raise ApiError(400, "Send one Authorization header, not several.")
         self.content_type = found.get(b"content-type", b"")
         self.content_encoding = found.get(b"content-encoding", b"")
-        length = found.get(b"content-length", b"")
-        self._content_length = int(length) if length.isdigit() and len(length) < 16 else None
+        self._content_length = found.get(b"content-length", b"")
 
     def bearer(self) -> bytes | None:
         """Return the secret of `Authorization: Bearer …`; None when there is none."""
-        if len(self._authorization) > 1:
-            raise ApiError(400, "Send one Authorization header, not several.")
-        if not self._authorization:
+        if self._authorization is None:
             return None
-        scheme, _, secret = self._authorization[0].partition(b" ")
+        scheme, _, secret = self._authorization.partition(b" ")
         secret = secret.strip()
         return secret if scheme.lower() == b"bearer" and secret else None
 
     async def read_body(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """Return the whole body; refuse one that is too large or too slow."""
-        if self._content_length is not None and self._content_length > max_bytes:
+        # The whole body has nearly always come with the headers: then nothing is waited for.
+        first = run_ready(self._receive())
+        if isinstance(first, Rest) or first.get("more_body", False):
+            body = await self._read_slowly(first, max_bytes=max_bytes, timeout_s=timeout_s)
+        else:
+            body = _part(first)
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+
+    async def _read_slowly(self, first: Message | Rest[Message], *, max_bytes: int, timeout_s: float) -> bytes:
+        """Return the body that begins with `first`, or at least so much of it as is too large."""
+        length = self._content_length
+        if length.isdigit() and (len(length) > 15 or int(length) > max_bytes):
+            if isinstance(first, Rest):
+                first.close()
             raise _too_large(max_bytes)
         try:
-            # The whole body has nearly always come with the headers: then nothing is waited for.
-            first = run_ready(self._receive())
-            if not isinstance(first, Rest) and not first.get("more_body", False):
-                parts = [_part(first)]
-            else:
-                async with asyncio.timeout(timeout_s):
-                    parts = await self._read_parts(await first if isinstance(first, Rest) else first, max_bytes)
+            async with asyncio.timeout(timeout_s):
+                message = await first if isinstance(first, Rest) else first
+                parts = [_part(message)]
+                size = len(parts[0])
+                while message.get("more_body", False) and size <= max_bytes:
+                    message = await self._receive()
+                    parts.append(_part(message))
+                    size += len(parts[-1])
         except TimeoutError:
             raise ApiError(
                 408,
@@ -112,23 +116,17 @@ class Exchange:
                 code="request_timeout",
                 headers=((b"connection", b"close"),),
             ) from None
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-
-    async def _read_parts(self, message: Message, max_bytes: int) -> list[bytes]:
-        parts = [_part(message)]
-        size = len(parts[0])
-        while message.get("more_body", False) and size <= max_bytes:
-            message = await self._receive()
-            parts.append(_part(message))
-            size += len(parts[-1])
-        return parts
+        return b"".join(parts)
 
     async def send_json(self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with one JSON body."""
         body = encode(value)
+        if self._answer is not None and not headers:
+            self.status = status
+            self.started = True
+            head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms)
+            if self._answer(status, head, body):
+                return
         await self._start(status, b"application/json", ((b"content-length", b"%d" % len(body)), *headers))
         await self._send({"type": "http.response.body", "body": body})
 
@@ -166,6 +164,12 @@ class Exchange:
         )
 
 
+def open_exchange(scope: Scope, receive: Receive, send: Send, request_id: str) -> Exchange:
+    """Return the exchange for a connection's next request."""
+    answer = getattr(getattr(send, "__self__", None), "answer", None)
+    return Exchange(request_id, scope["method"], scope["path"], scope["headers"], receive, send, answer)
+
+
 def _part(message: Message) -> bytes:
     if message["type"] == "http.disconnect":
         raise ClientGone
@@ -182,6 +186,10 @@ def _too_large(max_bytes: int) -> ApiError:
     )
 
 
+_JSON_HEAD = (
+    b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+    b"openai-processing-ms: %d\r\nx-content-type-options: nosniff\r\n"
+)
 _STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),

@@ -13,10 +13,10 @@ from accounts.keyring import Identity, Keyring
 from gpucloud.lib.asgi import Receive, Scope, Send
 from gpucloud.lib.ids import make_id
 from inference.completions import Completion
-from inference.openai.auth import identify
+from inference.openai.auth import identify, recognize
 from inference.openai.endpoints import Endpoints
 from inference.openai.errors import ApiError
-from inference.openai.http import ClientGone, Exchange
+from inference.openai.http import ClientGone, Exchange, open_exchange
 from inference.requestlog import RequestLine, RequestLog
 
 log = logging.getLogger(__name__)
@@ -37,14 +37,14 @@ class DataPlane:
         self._model_route: dict[str, Endpoint] = {"GET": endpoints.get_model}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, make_id("req_"))
+        exchange = open_exchange(scope, receive, send, make_id("req_"))
         identity: Identity | None = None
         completion: Completion | None = None
         code: str | None = None
         try:
             exchange.read_headers()
             endpoint = self._find(exchange)
-            identity = await identify(exchange, self._keyring)
+            identity = recognize(exchange, self._keyring) or await identify(exchange, self._keyring)
             completion = await endpoint(exchange, identity)
         except ApiError as error:
             code = error.code
@@ -93,7 +93,7 @@ def _describe(
         key=identity.prefix if identity else None,
         code=settlement.error_code if settlement else code,
         model=completion.task.model if completion else None,
-        outcome=settlement.outcome.value if settlement else None,
+        outcome=settlement.outcome if settlement else None,
         worker=settlement.worker_name if settlement else None,
         attempts=settlement.attempts if settlement else None,
         prompt_tokens=completion.task.prompt_tokens if completion else None,

@@ -137,6 +137,31 @@ async def test_after_kill_9_children_end_what_was_open_is_lost_and_the_books_bal
     assert server.stop() == 0
 
 
+async def test_an_open_row_that_the_server_does_not_hold_is_found_while_it_serves_others(tmp_path: Path):
+    with live_server(tmp_path) as server:
+        server.start_worker(*SLOW)
+        async with call(server, stream=True, max_tokens=400) as client:
+            assert await client.head() == 200
+            created_at = server.rows("SELECT created_at FROM inference_request")[0]["created_at"]
+            sql = "SELECT node FROM inference_ledgercounter WHERE live_since = ?"
+            wait_until(lambda: server.rows(sql, created_at), "the server has said what it holds")
+            assert server.manage("balance").splitlines()[-1] == "balance: 0"
+
+            with closing(sqlite3.connect(server.folder / "db.sqlite3")) as books:
+                books.executescript(
+                    "CREATE TEMP TABLE orphan AS SELECT * FROM inference_request;"
+                    "UPDATE orphan SET id = 'req_orphan', created_at = datetime(created_at, '-1 second');"
+                    "INSERT INTO inference_request SELECT * FROM orphan;"
+                    "UPDATE inference_ledgercounter SET admitted = admitted + 1"
+                )
+
+            report = server.run_manage("balance")
+    assert report.returncode == 1
+    assert [line for line in report.stdout.splitlines() if "≠" in line] == [
+        "orphaned: 1 ≠ 0 (open rows older than all that their node holds)"
+    ]
+
+
 def test_a_second_server_for_one_database_is_refused_by_name(server: LiveServer):
     second = server.run_manage("serve", "--port", str(free_port()))
 

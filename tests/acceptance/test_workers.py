@@ -220,6 +220,31 @@ def test_a_revoked_token_closes_the_links_that_are_up(server: LiveServer):
     assert run_worker("--gateway", server.url, token=token).returncode == 1
 
 
+async def test_an_evicted_worker_loses_its_link_once_and_its_work_moves_on(server: LiveServer):
+    server.start_worker(*SILENT, name="evicted")
+    async with call(server, max_tokens=5) as client:
+        wait_until_assigned(server)
+        server.start_worker(*FAST, name="healthy")
+        wait_until(lambda: server.rows("SELECT id FROM cluster_worker WHERE name = 'evicted'"), "it is written down")
+
+        server.manage(
+            "shell",
+            "-c",
+            "from cluster.selectors import list_workers; from cluster.services import evict_worker;"
+            "evict_worker(worker_id=list_workers().get(name='evicted').pk)",
+        )
+
+        assert (await client.answer())["usage"]["completion_tokens"] == 5
+    assert row_of(server, client.request_id)["worker_name"] == "healthy"
+    wait_until(lambda: server.log().count("worker joined: evicted") == 2, "it has dialled in again")
+    (evicted,) = wait_until(
+        lambda: server.rows("SELECT * FROM cluster_worker WHERE name = 'evicted' AND link <> evict_link"),
+        "its new link is written down",
+    )
+    assert evicted["evict_link"] in server.log()
+    assert "4410 evicted by an operator" in (server.folder / "evicted.log").read_text()
+
+
 async def test_a_worker_comes_back_to_a_server_that_was_restarted(server: LiveServer):
     """Many at once: some dial again while the old server still listens, and must not take that for a refusal."""
     names = [f"worker joined: loyal-{number} " for number in range(1, 9)]

@@ -12,7 +12,9 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from accounts.models import User
 from gpucloud.env import database_config
-from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
+from inference.ledger import Ledger
+from inference.models import KeyTotal, LatencyHistogram, LedgerCounter, Request, UsageRollup
+
+NOW_S = 1_780_000_000.25
+NOW = datetime.fromtimestamp(NOW_S, UTC)
+
+Ledgers = Callable[..., AbstractAsyncContextManager[Ledger]]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -38,9 +46,31 @@ def using(
     monkeypatch.setattr(connections, "_connections", threading.local())
     with django_db_blocker.unblock():
         yield alias
-        for model in (Request, UsageRollup, LatencyHistogram, LedgerCounter, User):
+        for model in (Request, UsageRollup, LatencyHistogram, KeyTotal, LedgerCounter, User):
             model.objects.using(alias).all().delete()
         connections[alias].close()
+
+
+@pytest.fixture
+def alice_id(using: str) -> int:
+    """Return the id of a user in that database."""
+    return User.objects.using(using).create(email="alice@example.com").pk
+
+
+@pytest.fixture
+def ledgers(using: str) -> Ledgers:
+    """Return what starts a ledger of node `n` whose clock stands still."""
+
+    @asynccontextmanager
+    async def started(**options: Any) -> AsyncIterator[Ledger]:
+        ledger = Ledger(node="n", alias=using, clock=lambda: NOW_S, **options)
+        await ledger.start()
+        try:
+            yield ledger
+        finally:
+            await ledger.stop()
+
+    return started
 
 
 @pytest.fixture(scope="session")

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
-from django.core.management import call_command
 from django.db import connections
 
-from accounts.models import User
-from cluster.domain import Outcome
+from cluster.domain import Choice, Outcome, WaitReason
 from inference.balance import list_checks
-from inference.ledger import Entry, Ledger, UnableToCommit
+from inference.ledger import Ledger, UnableToCommit
 from inference.ledger_sql import open_database
 from inference.ledger_store import LedgerStore, Row
-from inference.models import LatencyHistogram, LedgerCounter, Request, UsageRollup
-from inference.records import Opened, Settlement
-
-NOW_S = 1_780_000_000.25
-NOW = datetime.fromtimestamp(NOW_S, UTC)
-
-Ledgers = Callable[..., AbstractAsyncContextManager[Ledger]]
-
-
-@pytest.fixture
-def alice_id(using: str) -> int:
-    return User.objects.using(using).create(email="alice@example.com").pk
-
-
-@pytest.fixture
-def ledgers(using: str) -> Ledgers:
-    @asynccontextmanager
-    async def started(**options: Any) -> AsyncIterator[Ledger]:
-        ledger = Ledger(node="n", alias=using, clock=lambda: NOW_S, **options)
-        await ledger.start()
-        try:
-            yield ledger
-        finally:
-            await ledger.stop()
-
-    return started
+from inference.models import LedgerCounter, Request, UsageRollup
+from inference.records import Assigned, Opened, Queued, Settlement
+from inference.timeline import tell_story
+from tests.contract.conftest import NOW, NOW_S, Ledgers
 
 
 def make_opened(user_id: int, request_id: str = "req_1", **fields: Any) -> Opened:
@@ -78,7 +52,7 @@ def make_settlement(outcome: Outcome = Outcome.COMPLETED, **fields: Any) -> Sett
     return Settlement(outcome=outcome, **described | fields)
 
 
-async def complete(ledger: Ledger, opened: Opened, **fields: Any) -> Entry:
+async def complete(ledger: Ledger, opened: Opened, **fields: Any) -> Row:
     entry = ledger.open(opened)
     await ledger.opened(entry)
     ledger.settle(entry, make_settlement(**fields))
@@ -104,7 +78,7 @@ async def test_an_opened_request_is_on_record_as_open(using: str, alice_id: int,
         row = Request.objects.using(using).get()
         assert (row.id, row.state, row.created_at, row.ended_at) == ("req_1", "open", NOW, None)
         assert (row.stream, row.prompt_tokens, row.key_id) == (True, 10, None)
-        assert (entry.settled, ledger.live) == (False, 1)
+        assert (entry.last is not None, ledger.live) == (False, 1)
         assert differences(using) == {}
 
 
@@ -150,7 +124,7 @@ async def test_a_request_settled_before_its_row_was_written_is_one_insert(
         entry = ledger.open(make_opened(alice_id))
         ledger.settle(entry, make_settlement(Outcome.FAILED, error_code="no_worker_available"))
 
-        assert entry._closing is entry._opening
+        assert entry.last is entry
         await ledger.opened(entry)
         await ledger.committed(entry)
 
@@ -178,6 +152,27 @@ async def test_a_lost_request_bills_nothing(using: str, alice_id: int, ledgers: 
         assert (row.delivered_tokens, row.completion_tokens) == (7, 0)
         usage = UsageRollup.objects.using(using).get()
         assert (usage.prompt_tokens, usage.completion_tokens, usage.generated_tokens) == (0, 0, 9)
+
+
+NOTED = (
+    Queued(0.1, WaitReason.NO_SLOT, 2),
+    Assigned(1.5, 1, "wrk_1", "h100-1", "H100", 0, Choice(3, 0.9, 1.0)),
+)
+
+
+@pytest.mark.parametrize("flushed", [True, False], ids=["updated", "inserted"])
+async def test_a_timeline_is_kept_with_its_row(using: str, alice_id: int, ledgers: Ledgers, flushed: bool) -> None:
+    async with ledgers() as ledger:
+        entry = ledger.open(make_opened(alice_id))
+        if flushed:
+            await ledger.opened(entry)
+            assert Request.objects.using(using).get().timeline is None
+        ledger.settle(entry, make_settlement(timeline=NOTED))
+        await ledger.committed(entry)
+        await complete(ledger, make_opened(alice_id, "req_plain"))
+
+    assert tuple(tell_story(Request.objects.using(using).get(pk="req_1"))[1:3]) == NOTED
+    assert Request.objects.using(using).get(pk="req_plain").timeline is None
 
 
 async def test_many_requests_at_once_add_up_at_every_moment(using: str, alice_id: int, ledgers: Ledgers) -> None:
@@ -357,63 +352,6 @@ def test_retention_never_goes_below_the_newest_rows(using: str, alice_id: int) -
 
     assert set(Request.objects.using(using).values_list("id", flat=True)) == {"req_0", "req_1", "req_2", "req_3"}
     assert differences(using) == {}
-
-
-async def test_balance_prints_a_line_per_check_and_zero_at_the_end(
-    using: str, alice_id: int, ledgers: Ledgers, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with ledgers() as ledger:
-        await complete(ledger, make_opened(alice_id))
-
-    call_command("balance", database=using)
-
-    lines = capsys.readouterr().out.splitlines()
-    assert "completed: 1 = 1 (rows, sums)" in lines
-    assert lines[-1] == "balance: 0"
-
-
-@pytest.mark.parametrize(
-    ("tamper", "check"),
-    [
-        (lambda using: Request.objects.using(using).update(state="failed"), "failed"),
-        (lambda using: Request.objects.using(using).all().delete(), "completed"),
-        (lambda using: Request.objects.using(using).update(completion_tokens=8), "misbilled"),
-        (lambda using: Request.objects.using(using).update(generated_tokens=8), "generated_tokens"),
-        (lambda using: UsageRollup.objects.using(using).update(prompt_tokens=11), "prompt_tokens"),
-        (lambda using: LatencyHistogram.objects.using(using).all().delete(), "timed"),
-        (lambda using: LedgerCounter.objects.using(using).update(admitted=2), "open"),
-        (lambda using: LedgerCounter.objects.using(using).update(settled=0, admitted=0), "settled"),
-    ],
-)
-async def test_balance_finds_what_does_not_add_up(
-    tamper: Callable[[str], object],
-    check: str,
-    using: str,
-    alice_id: int,
-    ledgers: Ledgers,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    async with ledgers() as ledger:
-        await complete(ledger, make_opened(alice_id))
-    tamper(using)
-
-    with pytest.raises(SystemExit, match="1"):
-        call_command("balance", "--json", database=using)
-
-    report = json.loads(capsys.readouterr().out)
-    assert report["balance"] >= 1
-    assert check in {one["name"] for one in report["checks"] if one["difference"]}
-
-
-async def test_balance_finds_a_request_that_is_open_past_its_time(
-    using: str, alice_id: int, ledgers: Ledgers, settings: Any
-) -> None:
-    settings.TOTAL_TIMEOUT_S = 600
-    async with ledgers() as ledger:
-        await ledger.opened(ledger.open(make_opened(alice_id)))
-
-        assert differences(using, NOW + timedelta(seconds=659)) == {}
-        assert differences(using, NOW + timedelta(seconds=661)) == {"overdue": 1}
 
 
 @pytest.mark.parametrize("using", ["sqlite"], indirect=True)

@@ -96,8 +96,27 @@ class SimLedger:
         try:
             await self._wait((entry.id, True))
         except UnableToCommit:
-            entry.abandoned = True
+            self.give_up(entry)
             raise
+
+    def tell_committed(self, entry: SimEntry, waiter: asyncio.Future[None]) -> None:
+        """Resolve the waiter once the outcome is on record, or with the error after a while."""
+        committed = self._commits[entry.id, True]
+
+        def tell(error: Exception | None = None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+        committed.add_done_callback(lambda _: tell())
+        self._world.later(PATIENCE_S, lambda: tell(UnableToCommit("The commit takes too long.")))
+
+    def give_up(self, entry: SimEntry) -> None:
+        """Note that the client is told of a failure."""
+        entry.abandoned = True
 
     def _commit(self, key: tuple[str, bool], on_disk: Callable[[], None]) -> None:
         future = self._commits[key] = self._world.loop.create_future()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from heapq import heappop
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -24,28 +25,12 @@ class Deadlock(Exception):
     """Nothing is scheduled any more, and yet somebody waits."""
 
 
-class _Jump:
-    """Stands where a loop has its selector: waiting is moving the clock."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("everybody waits and no timer is set")
-        self._loop.now += timeout
-        return []
-
-
 class VirtualLoop(asyncio.BaseEventLoop):
     """Runs callbacks, timers and tasks; knows no sockets, no threads and no signals."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_000.0
-        self._selector = _Jump(self)
-        # Timers an instant apart keep their order; the real clock's resolution would merge them.
-        self._clock_resolution = 1e-9
 
     def time(self) -> float:
         return self.now
@@ -57,8 +42,23 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def run_in_executor(self, *args: Any) -> NoReturn:  # type: ignore[override]
         raise RuntimeError("the simulation has no threads: they would bring real time in")
 
-    def _process_events(self, event_list: Any) -> None:
-        """Do nothing: there are no sockets."""
+    def _run_once(self) -> None:
+        """Do what asyncio's loop does in one turn, but jump where it would wait."""
+        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            while scheduled and scheduled[0]._cancelled:
+                heappop(scheduled)._scheduled = False
+            if not scheduled:
+                raise Deadlock("everybody waits and no timer is set")
+            self.now = max(self.now, scheduled[0]._when)
+        while scheduled and scheduled[0]._when <= self.now:
+            handle = heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
 
     def _write_to_self(self) -> None:
         """Do nothing: there are no other threads to wake this one."""

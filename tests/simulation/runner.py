@@ -58,14 +58,16 @@ class Report:
         return "\n".join(lines)
 
 
-def run_seeds(seeds: Iterable[int], *, events: int = EVENTS, stop_at_violation: bool = False) -> Report:
-    """Run each seed in a world of its own."""
+def run_seeds(
+    seeds: Iterable[int], *, events: int = EVENTS, kinds: tuple[str, ...] = (), stop_at_violation: bool = False
+) -> Report:
+    """Run each seed in a world of its own, with faults of these kinds only if any are named."""
     report = Report()
     began_s = time.perf_counter()
     gc.disable()
     try:
         for seed in seeds:
-            run_seed(seed, report, events=events)
+            run_seed(seed, report, events=events, kinds=kinds)
             if report.seeds % COLLECT_EVERY == 0:
                 gc.collect()
             if report.violations and stop_at_violation:
@@ -76,9 +78,16 @@ def run_seeds(seeds: Iterable[int], *, events: int = EVENTS, stop_at_violation: 
     return report
 
 
-def run_seed(seed: int, report: Report, *, events: int = EVENTS, log: list[str] | None = None) -> None:
+def run_seed(
+    seed: int,
+    report: Report,
+    *,
+    events: int = EVENTS,
+    kinds: tuple[str, ...] = (),
+    log: list[str] | None = None,
+) -> None:
     """Run one seed and add what happened to the report; the log gets a line for every step of it."""
-    world = World(make_plan(seed, events), log=log)
+    world = World(make_plan(seed, events, kinds), log=log)
     with _product_in(world):
         try:
             world.loop.run_until_complete(world.run())

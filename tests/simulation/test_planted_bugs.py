@@ -10,9 +10,10 @@ import pytest
 from cluster.domain import Outcome
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import TokenStream, Verdict
-from cluster.scheduler.commands import CancelAttempt
+from cluster.scheduler.commands import CancelAttempt, FenceAttempt
 from cluster.scheduler.core import Scheduler
-from cluster.scheduler.state import WorkerRecord
+from cluster.scheduler.events import AttemptFenced
+from cluster.scheduler.workers import WorkerRecord
 from inference.completions import Completion
 from tests.simulation.runner import run_seeds
 
@@ -65,7 +66,7 @@ def test_the_simulation_catches_a_stream_that_takes_tokens_of_any_attempt(plant)
 
     plant(TokenStream, "push", push)
 
-    assert_caught("evil", "did nothing wrong and was hung up on")
+    assert_caught("evil", "took tokens of a fenced attempt", "did nothing wrong and was hung up on")
 
 
 def test_the_simulation_catches_a_skipped_position(plant):
@@ -77,18 +78,16 @@ def test_the_simulation_catches_a_skipped_position(plant):
     assert_caught("which does not begin", "is all of")
 
 
-def test_the_simulation_catches_an_assignment_that_does_not_wait_for_the_fence(plant):
-    def fence(old: Any, scheduler: Scheduler, record: Any, trigger: Any, failure: str) -> None:
-        old(scheduler, record, trigger, failure)
-        scheduler._out.pop()
-        record.queued_at_s = scheduler.tasks[record.task.id].submitted_at_s
-        record.worker = None
-        record.move(type(trigger).FENCED)
-        scheduler._admit(record, record.submitted_at_s)
+def test_the_simulation_catches_a_fence_that_is_answered_for_the_stream(plant):
+    def execute(old: Any, gateway: Gateway, command: Any) -> None:
+        if isinstance(command, FenceAttempt):
+            gateway._broker.publish_event(AttemptFenced(command.task_id, command.attempt, 0))
+        else:
+            old(gateway, command)
 
-    plant(Scheduler, "_fence", fence)
+    plant(Gateway, "execute", execute)
 
-    assert_caught("took tokens of a fenced attempt", "did nothing wrong and was hung up on")
+    assert_caught("took tokens of a fenced attempt")
 
 
 def test_the_simulation_catches_a_leaked_slot(plant):

@@ -37,6 +37,13 @@ def test_where_nothing_goes_wrong_everything_is_completed():
     assert not report.faults
 
 
+@pytest.mark.xfail(strict=True, reason="a gateway that was paused does not yet drain its sockets before it judges")
+def test_a_server_that_was_paused_blames_nobody():
+    report = run_seeds(range(1, 21), kinds=("pauses",))
+
+    assert not report.violations, str(report)
+
+
 def test_a_seed_is_the_same_run_every_time():
     logs = [
         subprocess.run(

@@ -2,8 +2,7 @@
 
 An action is a function of the world that returns whether it could happen just now. `FAULTS` are
 grouped by kind; a run has some kinds on and the others off (swarm testing), so that a rare fault is
-not always drowned by the frequent ones. An action named in `NEEDS` waits for a word of the product:
-it is left out while the product does not know that event.
+not always drowned by the frequent ones.
 """
 
 from __future__ import annotations
@@ -281,14 +280,13 @@ def operator_changes_intent(world: World) -> bool:
     ids = sorted(world.scheduler.placement.workers)
     cordoned = frozenset(id for id in ids if world.rng.random() < 0.2)
     draining = frozenset(id for id in ids if world.rng.random() < 0.1) - cordoned
-    world.tell("IntentsObserved", cordoned=cordoned, draining=draining)
+    world.tell(events.IntentsObserved(cordoned=cordoned, draining=draining))
     return True
 
 
 def withdraw_intents(world: World) -> None:
-    """Let all workers be, where operators can want anything of them."""
-    if "operators" in KINDS:
-        world.tell("IntentsObserved", cordoned=frozenset(), draining=frozenset())
+    """Let all workers be."""
+    world.tell(events.IntentsObserved(cordoned=frozenset(), draining=frozenset()))
 
 
 FAULTS: dict[str, tuple[Action, ...]] = {
@@ -317,9 +315,9 @@ FAULTS: dict[str, tuple[Action, ...]] = {
     "pauses": (server_pauses,),
     "operators": (operator_changes_intent,),
 }
-NEEDS = {"pauses": "LoopPaused", "operators": "IntentsObserved"}
-KINDS = tuple(kind for kind in FAULTS if kind not in NEEDS or hasattr(events, NEEDS[kind]))
-"""Kinds of faults that the product is meant to survive as it is."""
+NOT_YET = ("pauses",)
+"""What the product does not survive yet: left out of the runs, and expected to fail in a test of its own."""
+KINDS = tuple(kind for kind in FAULTS if kind not in NOT_YET)
 
 
 def _lie(world: World, choose_seq: Callable[[int], int | None]) -> bool:

@@ -21,7 +21,7 @@ from cluster.engine.runtime import Runtime, RuntimeSettings
 from cluster.engine.streams import TokenStream
 from cluster.protocol.messages import Assign
 from cluster.scheduler import events
-from cluster.scheduler.commands import AnnounceAttempt, AssignTask, Command
+from cluster.scheduler.commands import AnnounceAttempt, AssignTask, Command, FailTask
 from cluster.scheduler.core import Scheduler
 from cluster.scheduler.core import Settings as SchedulerSettings
 from cluster.scheduler.events import Event
@@ -41,25 +41,22 @@ from tests.simulation.workers import POISON, PROBE, SimWorker, is_farewell
 T = TypeVar("T")
 
 HEARTBEAT_S = 1.0
-SHORTER = {
-    "queue_timeout_s": 6.0,
-    "no_worker_grace_s": 2.0,
-    "total_timeout_s": 25.0,
-    "worker_stale_s": HEARTBEAT_S * 1.5,
-    "worker_silent_s": HEARTBEAT_S * 3.2,
-    "cancel_ack_s": 0.5,
-    "max_waiting": 60,
-    "aged_after_s": 2.0,
-    "return_s": 4.0,
-    "probe_after_s": 1.0,
-    "probe_timeout_s": 2.0,
-    "flap_window_s": 12.0,
-    "quarantine_s": 1.0,
-}
-"""The product's time-outs and bounds, cut down to the length of a run."""
 SETTINGS = SchedulerSettings(
-    **{name: value for name, value in SHORTER.items() if name in SchedulerSettings.__struct_fields__}
+    queue_timeout_s=6.0,
+    no_worker_grace_s=2.0,
+    total_timeout_s=25.0,
+    worker_stale_s=HEARTBEAT_S * 1.5,
+    worker_silent_s=HEARTBEAT_S * 3.2,
+    cancel_ack_s=0.5,
+    max_waiting=60,
+    aged_after_s=2.0,
+    return_s=4.0,
+    probe_after_s=1.0,
+    probe_timeout_s=2.0,
+    flap_window_s=12.0,
+    quarantine_s=1.0,
 )
+"""The product's time-outs and bounds, cut down to the length of a run."""
 CANCEL_S = 0.25
 """How long it may take from a client's departure until the cancel is on its way."""
 SETTLE_S = 2 * SETTINGS.cancel_ack_s + 4 * HEARTBEAT_S
@@ -97,7 +94,7 @@ class World:
         self.clients: list[SimClient] = []
         self.workers: list[SimWorker] = []
         self.refused: set[str] = set()
-        """Tasks of which a worker has said that another attempt makes no sense."""
+        """Tasks that may not be tried again: their worker has said so, or the budget for that was spent."""
         self.unanswered: set[tuple[str, int]] = set()
         """Cancels that a worker chose not to hear."""
         self.poisoned: Counter[str] = Counter()
@@ -126,7 +123,8 @@ class World:
         while self.events < self.plan.events and not self.violations:
             self._happen()
             await asyncio.sleep(self.rng.expovariate(self.plan.pace_per_s))
-        await self._recover()
+        if not self.violations:
+            await self._recover()
 
     async def stop(self) -> None:
         """Take the world apart; what was left in it has been looked at by now."""
@@ -207,9 +205,9 @@ class World:
         """Let commits be as fast as ever."""
         self.ledger.delay_s, self.ledger.healthy = COMMIT_S, True
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Publish an event of the product by its name."""
-        self.runtime.broker.publish_event(getattr(events, event)(**fields))
+    def tell(self, event: Event) -> None:
+        """Publish an event of the product."""
+        self.runtime.broker.publish_event(event)
 
     def note(self, who: str, what: str | Callable[[], str]) -> None:
         """Write a line of the run's log, if somebody wants to read it."""
@@ -231,6 +229,8 @@ class World:
             self.note("command", command.__repr__)
             if isinstance(command, AssignTask) and command.resume_from:
                 self.commands["AssignTask to resume"] += 1
+            elif isinstance(command, FailTask) and self._budget_is_spent():
+                self.refused.add(command.task_id)
         try:
             self.scheduler.check_invariants()
         except AssertionError as error:
@@ -256,6 +256,10 @@ class World:
         """Have it checked that the work for a client stops when it goes."""
         self.note(client.id, "leaves")
         self.later(CANCEL_S + LATENCY_S + 0.01, lambda: self._check_cancelled(client))
+
+    def _budget_is_spent(self) -> bool:
+        scheduler = self.scheduler
+        return scheduler.retrying >= max(SETTINGS.retry_floor, SETTINGS.retry_share * scheduler.running)
 
     def _build(self) -> None:
         self.runtime = Runtime(

@@ -190,9 +190,12 @@ class SimulatedBackend:
         until = self._virtual_at(began + tick_s) if self._options.speed else float("inf")
         most_tokens = self._gpu.tokens_generated + MAX_FRAME_TOKENS
         while True:
+            begun = self._gpu.begun
             self._virtual += self._gpu.step(self._virtual)
             if (
                 self._virtual >= until
+                # A first token that is due goes out now, not when the step after it ends.
+                or (self._gpu.begun > begun and self._options.speed)
                 or not self._gpu.busy
                 or time.monotonic() - began > BURST_S
                 or self._gpu.tokens_generated > most_tokens

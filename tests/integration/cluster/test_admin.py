@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission
 from django.test import Client
 from django.urls import reverse
 
 from accounts.models import User
 from cluster.models import Worker, WorkerToken
 from cluster.services import create_worker_token, record_worker_joined
-from tests.factories import make_worker_spec
+from tests.factories import PASSWORD, make_worker_spec
 
 pytestmark = pytest.mark.django_db
 
@@ -65,6 +66,51 @@ def test_workers_can_be_read_and_nothing_else(operator: Client) -> None:
     assert Worker.objects.get().name == "h100-1"
 
 
+WANTED = [
+    ("cordon_selected", ("cordoned", ""), "Cordoned.", "Workers cordoned: 1."),
+    ("drain_selected", ("draining", ""), "Drained.", "Workers to drain: 1."),
+    ("evict_selected", ("none", "lnk_1"), "Evicted.", "Workers to evict: 1."),
+]
+
+
+@pytest.mark.parametrize(("action", "row", "entry", "message"), WANTED)
+def test_an_action_writes_what_is_wanted_of_a_worker_and_logs_it_once(
+    operator: Client, charlie: User, action: str, row: tuple[str, str], entry: str, message: str
+) -> None:
+    record_worker_joined(spec=make_worker_spec(), token_id=None, link="lnk_1")
+
+    first, second = _act(operator, action), _act(operator, action)
+
+    worker = Worker.objects.get()
+    assert (worker.intent, worker.evict_link) == row
+    assert message in first
+    assert message.replace(": 1", ": 0") in second
+    logged = LogEntry.objects.get()
+    assert (logged.user, logged.object_id, logged.change_message) == (charlie, "wrk_1", entry)
+
+
+def test_a_cordon_can_be_taken_back(operator: Client) -> None:
+    record_worker_joined(spec=make_worker_spec(), token_id=None)
+
+    _act(operator, "cordon_selected")
+    html = _act(operator, "uncordon_selected")
+
+    assert "Workers uncordoned: 1." in html
+    assert Worker.objects.get().intent == "none"
+
+
+def test_staff_who_may_only_look_at_workers_are_offered_no_action(client: Client) -> None:
+    onlooker = User.objects.create_user("dora@example.com", PASSWORD, is_staff=True)
+    onlooker.user_permissions.add(Permission.objects.get(codename="view_worker"))
+    client.force_login(onlooker)
+    record_worker_joined(spec=make_worker_spec(), token_id=None)
+
+    html = _act(client, "cordon_selected")
+
+    assert "h100-1" in html and "cordon_selected" not in html
+    assert Worker.objects.get().intent == "none"
+
+
 def test_nothing_can_be_deleted_and_no_token_added(operator: Client) -> None:
     token, _ = create_worker_token()
     record_worker_joined(spec=make_worker_spec(), token_id=token.pk)
@@ -76,3 +122,9 @@ def test_nothing_can_be_deleted_and_no_token_added(operator: Client) -> None:
         assert operator.post(url, {"post": "yes"}).status_code == 403
     assert operator.get(reverse("admin:cluster_workertoken_add")).status_code == 403
     assert WorkerToken.objects.exists() and Worker.objects.exists()
+
+
+def _act(client: Client, action: str) -> str:
+    """Run an action on the one worker and return the page that comes after it."""
+    fields = {"action": action, "_selected_action": ["wrk_1"]}
+    return client.post(reverse("admin:cluster_worker_changelist"), fields, follow=True).content.decode()

@@ -43,7 +43,8 @@ async def test_what_changes_while_tokens_are_counted_is_still_heeded(monkeypatch
         ledger.healthy = healthy
         return 3
 
-    monkeypatch.setattr(tokens, "count_chat_async", count)
+    monkeypatch.setattr(tokens, "is_long", lambda _: True)
+    monkeypatch.setattr(tokens, "count_long_chat", count)
 
     error = await start(completions)
 

@@ -77,8 +77,10 @@ async def test_a_long_chat_is_counted_in_a_thread_and_a_short_one_is_not(monkeyp
 
     monkeypatch.setattr(tokens, "count_chat", spy)
 
-    short = await tokens.count_chat_async("gpt-4", (Message("user", "hello world"),))
-    long = await tokens.count_chat_async("gpt-4", (Message("user", "hello world " * 20_000),))
+    short_chat, long_chat = (Message("user", "hello world"),), (Message("user", "hello world " * 20_000),)
+    assert (tokens.is_long(short_chat), tokens.is_long(long_chat)) == (False, True)
+    short = tokens.count_chat("gpt-4", short_chat)
+    long = await tokens.count_long_chat("gpt-4", long_chat)
 
     assert short == 3 + 3 + 1 + 2
     assert long > 40_000

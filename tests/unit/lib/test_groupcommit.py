@@ -12,11 +12,7 @@ from gpucloud.lib.groupcommit import GroupCommit, Ticket, TicketState, UnableToC
 
 
 class Word(Ticket):
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = text
+    text: str
 
 
 class FakeWriter:

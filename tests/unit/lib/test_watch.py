@@ -215,8 +215,8 @@ async def test_a_request_that_is_over_soon_is_never_watched():
     watch = Watch(after_s=0.01)
 
     watched = watch.start(connection.receive, gone)
-    watch.stop(watched)
-    watch.stop(watched)
+    watched.stop()
+    watched.stop()
     later, left_later = Connection(DISCONNECT), Departure()
     watch.start(later.receive, left_later)
     await until(lambda: left_later.count == 1, "the one that goes on is watched")
@@ -231,7 +231,7 @@ async def test_a_request_that_goes_on_is_watched_until_it_is_stopped():
     assert connection.calls == 0
     await until(lambda: connection.calls == 1, "it is watched")
 
-    watch.stop(watched)
+    watched.stop()
     connection.queue.put_nowait(DISCONNECT)
     await turns()
 

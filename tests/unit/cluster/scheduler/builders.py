@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from unittest.mock import ANY
 
-from cluster.domain import Generation, GpuInfo, GpuReading, Message, ModelOffer, Task, Tier, WorkerSpec
-from cluster.scheduler.commands import AnnounceAttempt, AssignTask, CancelAttempt, Command, FailTask
+from cluster.domain import Generation, GpuInfo, GpuReading, Message, ModelOffer, Task, Tier, WaitReason, WorkerSpec
+from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, AssignTask, CancelAttempt, Command, FailTask
 from cluster.scheduler.core import Scheduler
 from cluster.scheduler.events import Event, HeartbeatReceived, TaskSubmitted, WorkerJoined
 
@@ -34,6 +35,7 @@ def make_task(
     tier: Tier = Tier.DEFAULT,
     prompt_tokens: int = 10,
     max_tokens: int = 90,
+    simulated_only: bool = False,
 ) -> Task:
     """Return a task."""
     return Task(
@@ -45,6 +47,7 @@ def make_task(
         node="node-1",
         prompt_tokens=prompt_tokens,
         generation=Generation(messages=(Message("user", "hello"),), max_tokens=max_tokens, seed=1),
+        simulated_only=simulated_only,
     )
 
 
@@ -55,16 +58,23 @@ def make_spec(
     capacity: int = 1,
     kv_tokens: int = 100_000,
     context_tokens: int = 8_192,
+    instance: str = "i-1",
+    resumes: Iterable[str] = (),
+    simulated: bool = False,
+    lineage: str = "",
 ) -> WorkerSpec:
     """Return a worker; with `kv_tokens=0` it does not account KV."""
     return WorkerSpec(
         id=worker_id,
         name=f"name of {worker_id}",
-        instance="i-1",
+        instance=instance,
         gpu=GpuInfo(name="H100"),
         models=tuple(ModelOffer(id=m, context_tokens=context_tokens, kv_bytes_per_token=1) for m in models),
         capacity=capacity,
         kv_bytes=kv_tokens,
+        resumes=frozenset(resumes),
+        simulated=simulated,
+        lineage=lineage,
     )
 
 
@@ -84,13 +94,25 @@ def beat(worker_id: str, link: str | None = None) -> HeartbeatReceived:
 
 
 def started(
-    task: Task, worker_id: str, attempt: int = 1, *, queued_s: Any = 0.0, link: str | None = None
+    task: Task,
+    worker_id: str,
+    attempt: int = 1,
+    *,
+    queued_s: Any = 0.0,
+    link: str | None = None,
+    resume_from: int = 0,
+    choice: Any = ANY,
 ) -> list[Command]:
     """Return the commands that begin an attempt; `queued_s` may be an approximation."""
     return [
-        AnnounceAttempt("node-1", task.id, attempt, worker_id, f"name of {worker_id}", queued_s),
-        AssignTask("node-2", worker_id, link or _link(worker_id), task, attempt),
+        AnnounceAttempt("node-1", task.id, attempt, worker_id, f"name of {worker_id}", queued_s, choice, "H100"),
+        AssignTask("node-2", worker_id, link or _link(worker_id), task, attempt, resume_from),
     ]
+
+
+def waits(task: Task, why: WaitReason = WaitReason.NO_SLOT, position: int = 1) -> AnnounceWait:
+    """Return the command that tells a stream that its task was put in line."""
+    return AnnounceWait("node-1", task.id, why, position)
 
 
 def cancelled(task: Task, worker_id: str, attempt: int = 1, *, link: str | None = None) -> CancelAttempt:

@@ -6,8 +6,16 @@ import pytest
 
 from cluster.scheduler.core import Scheduler
 from cluster.scheduler.events import AttemptFinished
-from cluster.scheduler.state import TaskRecord, WorkerRecord
-from tests.unit.cluster.scheduler.builders import CheckedScheduler, assigned, join, make_spec, make_task, submit
+from cluster.scheduler.state import TaskRecord
+from cluster.scheduler.workers import WorkerRecord
+from tests.unit.cluster.scheduler.builders import (
+    CheckedScheduler,
+    assigned,
+    join,
+    make_spec,
+    make_task,
+    submit,
+)
 
 WORKERS = 200
 
@@ -44,7 +52,7 @@ def test_a_fleet_without_kv_room_is_not_searched_though_its_slots_are_free(
         Scheduler.handle(scheduler, submit(make_task(f"running-{n}")), 0.0)
     looks.clear()
 
-    assert Scheduler.handle(scheduler, submit(make_task("waits")), 0.0) == []
+    assert assigned(Scheduler.handle(scheduler, submit(make_task("waits")), 0.0)) == []
     assert len(looks) == 1
     assert assigned(Scheduler.handle(scheduler, AttemptFinished("running-0", 1, _holder(scheduler)), 0.0)) != []
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.scheduler.commands import FenceAttempt
+from cluster.scheduler.commands import FenceAttempt, ProbeWorker
 from cluster.scheduler.events import (
     AttemptFailed,
     AttemptFenced,
     AttemptFinished,
     AttemptReleased,
     Event,
+    ProbeAnswered,
     TaskCancelled,
     Tick,
 )
 from tests.unit.cluster.scheduler.builders import (
     CheckedScheduler,
+    beat,
     cancelled,
     join,
     make_spec,
@@ -23,6 +25,7 @@ from tests.unit.cluster.scheduler.builders import (
     started,
     submit,
 )
+from tests.unit.cluster.scheduler.conftest import MakeScheduler
 
 TASK = make_task("t1")
 NEXT = make_task("t2")
@@ -59,13 +62,26 @@ def test_a_running_task_ends_at_once_and_its_slot_when_the_worker_answers(
 def test_a_cancel_that_is_not_answered_gives_the_slot_back_after_two_seconds(scheduler: CheckedScheduler) -> None:
     scheduler.handle(join(make_spec("a")), 0.0)
     scheduler.handle(submit(TASK), 0.0)
-    scheduler.handle(submit(NEXT), 0.0)
     scheduler.handle(TaskCancelled("t1"), 1.0)
 
     assert scheduler.next_deadline() == 3.0
-    assert scheduler.handle(Tick(), 2.9) == []
-    assert scheduler.handle(Tick(), 3.0) == started(NEXT, "a", queued_s=3.0)
+    assert scheduler.handle(Tick(), 2.9) == [] and scheduler.placement.workers["a"].held == 1
+    assert scheduler.handle(Tick(), 3.0) == [] and scheduler.placement.workers["a"].held == 0
     assert scheduler.dropped == {"cancel_unanswered": 1}
+
+
+def test_a_worker_that_does_not_answer_a_cancel_gets_nothing_until_it_has_answered_a_probe(
+    scheduler: CheckedScheduler,
+) -> None:
+    scheduler.handle(join(make_spec("a")), 0.0)
+    scheduler.handle(submit(TASK), 0.0)
+    scheduler.handle(submit(NEXT), 0.0)
+    scheduler.handle(TaskCancelled("t1"), 1.0)
+
+    assert scheduler.handle(Tick(), 3.0) == []
+    assert scheduler.handle(Tick(), 8.0) == [ProbeWorker("node-2", "a", "link of a", 1, "llama-3-8b")]
+    scheduler.handle(beat("a"), 8.1)
+    assert scheduler.handle(ProbeAnswered("a", "link of a", 1, ok=True), 8.1) == started(NEXT, "a", queued_s=8.1)
 
 
 def test_an_answer_after_the_slot_was_given_back_changes_nothing(scheduler: CheckedScheduler) -> None:
@@ -77,7 +93,7 @@ def test_an_answer_after_the_slot_was_given_back_changes_nothing(scheduler: Chec
 
     assert scheduler.handle(AttemptReleased("t1", 1, "a"), 3.5) == []
     assert scheduler.dropped == {"cancel_unanswered": 1, "attempt_released": 1}
-    assert list(scheduler.placement.workers["a"].running) == ["t2"]
+    assert scheduler.placement.workers["a"].held == 0 and list(scheduler.tasks) == ["t2"]
 
 
 def test_an_answered_cancel_leaves_no_timer(scheduler: CheckedScheduler) -> None:
@@ -110,11 +126,13 @@ def test_cancelling_twice_asks_the_worker_once(scheduler: CheckedScheduler) -> N
     assert scheduler.dropped == {"task_cancelled": 1}
 
 
-def test_ten_thousand_cancels_from_the_front_of_a_line_leave_nothing(scheduler: CheckedScheduler) -> None:
+def test_ten_thousand_cancels_from_the_front_of_a_line_leave_nothing(make_scheduler: MakeScheduler) -> None:
+    scheduler = make_scheduler(max_waiting=10_000, max_waiting_share=1.0)
     # Not checked after each event: this is about the end, and that it is reached quickly.
     tasks = [f"t{n}" for n in range(10_000)]
     for name in tasks:
         super(CheckedScheduler, scheduler).handle(submit(make_task(name)), 0.0)
+    assert scheduler.waiting == 10_000
     for name in tasks:
         super(CheckedScheduler, scheduler).handle(TaskCancelled(name), 0.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.domain import Outcome
+from cluster.domain import Outcome, WaitReason
 from cluster.scheduler.commands import FailTask
 from cluster.scheduler.events import (
     AttemptFailed,
@@ -27,6 +27,7 @@ from tests.unit.cluster.scheduler.builders import (
     make_task,
     started,
     submit,
+    waits,
 )
 from tests.unit.cluster.scheduler.conftest import MakeScheduler
 
@@ -40,7 +41,7 @@ def test_nothing_is_due_in_an_empty_cluster(scheduler: CheckedScheduler) -> None
 
 
 def test_after_a_start_tasks_are_kept_for_workers_that_may_be_reconnecting(scheduler: CheckedScheduler) -> None:
-    assert scheduler.handle(submit(TASK), 1.0) == []
+    assert scheduler.handle(submit(TASK), 1.0) == [waits(TASK, WaitReason.NO_WORKER)]
     assert scheduler.next_deadline() == 10.0
 
     assert scheduler.handle(join(make_spec("a")), 9.0) == started(TASK, "a", queued_s=8.0)
@@ -71,7 +72,7 @@ def test_a_model_whose_last_worker_left_has_a_grace_of_its_own(scheduler: Checke
     scheduler.handle(join(make_spec("other", models=("mistral-7b",))), 95.0)
     scheduler.handle(WorkerLost("a", "link of a", "closed"), 100.0)
 
-    assert scheduler.handle(submit(TASK), 109.9) == []
+    assert scheduler.handle(submit(TASK), 109.9) == [waits(TASK, WaitReason.NO_WORKER)]
     assert codes(scheduler.handle(submit(make_task("t2")), 110.0)) == [("t2", "failed", "no_worker_available")]
     assert codes(scheduler.handle(Tick(), 110.0)) == [("t1", "expired", "no_worker_available")]
 
@@ -175,7 +176,7 @@ def test_who_stood_behind_a_task_that_expires_goes_if_it_fits(make_scheduler: Ma
     scheduler.handle(submit(make_task("running", max_tokens=290)), 0.0)
     scheduler.handle(submit(make_task("big head", max_tokens=390)), 0.0)
     behind = make_task("behind")
-    assert scheduler.handle(submit(behind), 10.0) == []
+    assert scheduler.handle(submit(behind), 10.0) == [waits(behind, WaitReason.BEHIND_OTHERS, 2)]
 
     commands = scheduler.handle(Tick(), 30.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -12,9 +13,13 @@ from tests.unit.cluster.scheduler.test_machine import SETTINGS, WORKERS, Cluster
 class Recovery(Cluster):
     """Lets anything happen, then brings every worker back and has them do nothing but their work."""
 
+    settings = msgspec.structs.replace(SETTINGS, flap_losses=1_000_000)
+    """Nobody is quarantined: that only time can end."""
+
     def teardown(self) -> None:
         """Whatever has happened, all who still wait are served now."""
         if hasattr(self, "scheduler"):
+            self.want(frozenset(), 0)
             for worker_id in sorted(WORKERS):
                 self.join(worker_id)
             self.serve_until_idle()
@@ -26,7 +31,7 @@ class Recovery(Cluster):
         for _ in range(rounds):
             for task_id, attempt in sorted(self.fencing.items()):
                 del self.fencing[task_id]
-                self.tell(AttemptFenced(task_id, attempt, 0))
+                self.tell(AttemptFenced(task_id, attempt, self.seen.get(task_id, 0)))
             for (task_id, attempt), worker_id in sorted(self.held.items()):
                 del self.held[task_id, attempt]
                 self.alive.discard(task_id)

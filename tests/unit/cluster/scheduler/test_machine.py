@@ -14,12 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from cluster.domain import Tier
 from cluster.scheduler.commands import (
     AnnounceAttempt,
+    AnnounceWait,
     AssignTask,
     CancelAttempt,
     Command,
+    DrainWorker,
     EvictWorker,
     FailTask,
     FenceAttempt,
+    ProbeWorker,
 )
 from cluster.scheduler.core import Scheduler, Settings
 from cluster.scheduler.events import (
@@ -27,29 +30,50 @@ from cluster.scheduler.events import (
     AttemptFenced,
     AttemptFinished,
     AttemptReleased,
+    AttemptStalled,
     AttemptStarted,
     Event,
+    IntentsObserved,
+    LoopPaused,
+    ProbeAnswered,
     TaskCancelled,
     Tick,
     WorkerDraining,
     WorkerLost,
 )
 from tests.unit.cluster.scheduler.builders import MODEL, beat, join, make_spec, make_task, submit
+from tests.unit.cluster.scheduler.order import OrderChecker
 
 T = TypeVar("T", str, tuple[str, int])
 
 SETTINGS = Settings(
-    queue_timeout_s=30, no_worker_grace_s=10, total_timeout_s=60, worker_stale_s=7, worker_silent_s=16, cancel_ack_s=2
+    max_waiting=20,
+    max_waiting_share=0.6,
+    queue_timeout_s=30,
+    no_worker_grace_s=10,
+    total_timeout_s=60,
+    aged_after_s=4,
+    aged_every=4,
+    quantum_tokens=200,
+    return_s=5,
+    isolation_patience_s=12,
+    retry_floor=2,
+    worker_stale_s=7,
+    worker_silent_s=16,
+    cancel_ack_s=2,
+    suspect_after=2,
+    probe_after_s=2,
+    flap_memory_s=50,
 )
 OTHER = "mistral-7b"
 WORKERS = {
     spec.id: spec
     for spec in (
-        make_spec("w1", capacity=2, kv_tokens=250),
-        make_spec("w2", capacity=2, kv_tokens=250),
-        make_spec("w3", models=(MODEL, OTHER), capacity=3, kv_tokens=900),
-        make_spec("w4", models=(OTHER,), capacity=1, kv_tokens=0),
-        make_spec("w5", models=(OTHER,), capacity=2, context_tokens=150),
+        make_spec("w1", capacity=2, kv_tokens=250, resumes=("sim-text/1",), simulated=True),
+        make_spec("w2", capacity=2, kv_tokens=450, resumes=("sim-text/1", "x"), simulated=True),
+        make_spec("w3", models=(MODEL, OTHER), capacity=3, kv_tokens=900, resumes=("x",)),
+        make_spec("w4", models=(OTHER,), capacity=1, kv_tokens=0, lineage="four"),
+        make_spec("w5", models=(OTHER,), capacity=2, context_tokens=450, simulated=True, resumes=("sim-text/1",)),
     )
 }
 PICK = st.integers(min_value=0, max_value=1_000)
@@ -58,10 +82,13 @@ PICK = st.integers(min_value=0, max_value=1_000)
 class Cluster(RuleBasedStateMachine):
     """Plays gateways, workers and time; holds what must be true of the conversation as a whole."""
 
+    settings = SETTINGS
+
     @initialize(seed=st.integers(0, 7))
     def start(self, seed: int) -> None:
         self.now = 0.0
-        self.scheduler = Scheduler(SETTINGS, random.Random(seed), now=0.0)
+        self.scheduler = Scheduler(self.settings, random.Random(seed), now=0.0)
+        self.order = OrderChecker(self.scheduler)
         self.tasks = 0
         self.links: dict[str, str] = {}
         self.link_number = 0
@@ -73,16 +100,32 @@ class Cluster(RuleBasedStateMachine):
         self.held: dict[tuple[str, int], str] = {}
         """What each worker believes it runs, by task and attempt."""
         self.fencing: dict[str, int] = {}
+        self.seen: dict[str, int] = {}
+        """How many tokens a task's client has."""
+        self.worked: dict[str, str] = {}
+        """Where a task's newest attempt was."""
+        self.probes: dict[int, tuple[str, str]] = {}
+        """Worker and link, by probe."""
+        self.sent_away: set[str] = set()
+        """Links over which a worker was told to leave, or said that it will."""
+        self.stalled: set[tuple[str, int]] = set()
+        """Attempts that are over for the stream and perhaps not for the worker."""
+        self.told: set[str] = set()
+        self.cordoned: frozenset[str] = frozenset()
+        self.draining: frozenset[str] = frozenset()
 
     @rule(
         model=st.sampled_from((MODEL, MODEL, OTHER)),
         tier=st.sampled_from(Tier),
         tenant=st.sampled_from("abc"),
         tokens=st.sampled_from((40, 90, 180, 430)),
+        simulated_only=st.sampled_from((False, False, False, True)),
     )
-    def submit(self, model: str, tier: Tier, tenant: str, tokens: int) -> None:
+    def submit(self, model: str, tier: Tier, tenant: str, tokens: int, simulated_only: bool) -> None:
         self.tasks += 1
-        task = make_task(f"t{self.tasks}", model=model, tier=tier, tenant=tenant, max_tokens=tokens)
+        task = make_task(
+            f"t{self.tasks}", model=model, tier=tier, tenant=tenant, max_tokens=tokens, simulated_only=simulated_only
+        )
         self.alive.add(task.id)
         self.tell(submit(task))
 
@@ -95,18 +138,45 @@ class Cluster(RuleBasedStateMachine):
         self.tell(join(WORKERS[worker_id], self.links[worker_id]))
 
     @precondition(lambda self: self.links)
-    @rule(pick=PICK)
-    def lose(self, pick: int) -> None:
+    @rule(pick=PICK, clean=st.sampled_from((False, False, True)))
+    def lose(self, pick: int, clean: bool) -> None:
         worker_id = self.one_of(self.links, pick)
         link = self.links.pop(worker_id)
         self.forget(worker_id)
-        self.tell(WorkerLost(worker_id, link, "closed"))
+        self.tell(WorkerLost(worker_id, link, "closed", clean))
 
     @precondition(lambda self: self.links)
     @rule(pick=PICK)
     def drain(self, pick: int) -> None:
         worker_id = self.one_of(self.links, pick)
+        self.sent_away.add(self.links[worker_id])
         self.tell(WorkerDraining(worker_id, self.links[worker_id]))
+
+    @rule(cordoned=st.frozensets(st.sampled_from(sorted(WORKERS)), max_size=2), draining=st.sampled_from((0, 0, 1)))
+    def want(self, cordoned: frozenset[str], draining: int) -> None:
+        self.cordoned, self.draining = cordoned, frozenset(sorted(WORKERS)[:draining])
+        self.tell(IntentsObserved(self.cordoned, self.draining))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def stall(self, pick: int) -> None:
+        task_id, attempt = self.one_of(self.held, pick)
+        if self.attempts[task_id] == attempt:
+            self.stalled.add((task_id, attempt))
+        self.tell(AttemptStalled(task_id, attempt, "first_token"))
+
+    @precondition(lambda self: self.probes)
+    @rule(pick=PICK, ok=st.booleans())
+    def answer_probe(self, pick: int, ok: bool) -> None:
+        probe = sorted(self.probes)[pick % len(self.probes)]
+        worker_id, link = self.probes.pop(probe)
+        self.tell(ProbeAnswered(worker_id, link, probe, ok))
+
+    @rule(paused_s=st.sampled_from((3.0, 20.0)))
+    def pause(self, paused_s: float) -> None:
+        self.now += paused_s
+        self.last_seen_s = dict.fromkeys(self.last_seen_s, self.now)
+        self.tell(LoopPaused(paused_s))
 
     @precondition(lambda self: self.links)
     @rule()
@@ -130,7 +200,7 @@ class Cluster(RuleBasedStateMachine):
     def finish(self, pick: int) -> None:
         task_id, attempt = self.one_of(self.held, pick)
         worker_id = self.held.pop((task_id, attempt))
-        if self.attempts.get(task_id) == attempt and task_id not in self.fencing:
+        if self.attempts.get(task_id) == attempt and (task_id, attempt) not in self.stalled:
             self.alive.discard(task_id)
         self.tell(AttemptFinished(task_id, attempt, worker_id))
 
@@ -150,7 +220,8 @@ class Cluster(RuleBasedStateMachine):
     @rule(pick=PICK, next_seq=st.sampled_from((0, 0, 0, 5)))
     def fence(self, pick: int, next_seq: int) -> None:
         task_id = self.one_of(self.fencing, pick)
-        self.tell(AttemptFenced(task_id, self.fencing.pop(task_id), next_seq))
+        self.seen[task_id] = self.seen.get(task_id, 0) + next_seq
+        self.tell(AttemptFenced(task_id, self.fencing.pop(task_id), self.seen[task_id]))
 
     @precondition(lambda self: self.alive)
     @rule(pick=PICK)
@@ -212,6 +283,7 @@ class Cluster(RuleBasedStateMachine):
         assert set(self.scheduler.placement.workers) == set(self.links)
         snapshot = self.scheduler.snapshot(self.now, version=1, wall_s=0.0)
         assert snapshot.waiting == len(snapshot.head) == sum(tier.depth for tier in snapshot.tiers)
+        assert snapshot.waiting <= self.settings.max_waiting + len(self.links) * 3, "more wait than may, retries aside"
         return commands
 
     def obey(self, command: Command) -> None:
@@ -222,7 +294,11 @@ class Cluster(RuleBasedStateMachine):
                 assert command.task_id not in self.fencing, "assigned before the stream has answered"
                 assert command.attempt == self.attempts.get(command.task_id, 0) + 1
                 assert command.attempt <= SETTINGS.max_attempts
+                assert command.choice is not None and command.choice.candidates >= 1
+                assert 0 <= command.choice.load <= 1 and 0 <= command.choice.wait <= 1
                 self.attempts[command.task_id] = command.attempt
+            case AnnounceWait():
+                assert command.task_id in self.alive and command.position >= 1
             case AssignTask():
                 task = command.task
                 assert self.attempts[task.id] == command.attempt, "assigned before it was announced"
@@ -230,12 +306,32 @@ class Cluster(RuleBasedStateMachine):
                 assert self.now - self.last_seen_s[command.worker_id] <= SETTINGS.worker_stale_s, (
                     "assigned to a stale one"
                 )
-                offers = {offer.id: offer for offer in WORKERS[command.worker_id].models}
+                spec = WORKERS[command.worker_id]
+                offers = {offer.id: offer for offer in spec.models}
                 assert task.kv_tokens <= offers[task.model].context_tokens
+                assert spec.simulated or not task.simulated_only, "not allowed for this task"
+                assert command.worker_id not in self.cordoned, "assigned to a cordoned worker"
+                assert command.link not in self.sent_away, "assigned to a draining worker"
+                assert self.scheduler.placement.workers[command.worker_id].open, "assigned to an unfit worker"
+                assert command.resume_from == self.seen.get(task.id, 0), "goes on from another token than the stream"
+                if command.resume_from:
+                    assert spec.resumes & WORKERS[self.worked[task.id]].resumes, "goes on with another kind of text"
+                self.worked[task.id] = command.worker_id
                 self.held[task.id, command.attempt] = command.worker_id
             case CancelAttempt():
-                assert command.task_id not in self.scheduler.live_task_ids()
+                over = command.task_id not in self.scheduler.live_task_ids()
+                assert over or self.fencing.get(command.task_id) == command.attempt
                 assert self.links[command.worker_id] == command.link
+            case ProbeWorker():
+                assert self.links[command.worker_id] == command.link
+                assert command.model in {offer.id for offer in WORKERS[command.worker_id].models}
+                self.probes[command.probe] = (command.worker_id, command.link)
+            case DrainWorker():
+                assert self.links[command.worker_id] == command.link
+                assert command.worker_id in self.draining
+                assert command.link not in self.told, "told twice to leave"
+                self.told.add(command.link)
+                self.sent_away.add(command.link)
             case FenceAttempt():
                 assert self.attempts[command.task_id] == command.attempt
                 self.fencing[command.task_id] = command.attempt
@@ -265,7 +361,7 @@ class Cluster(RuleBasedStateMachine):
             link = self.links.pop(worker_id)
             self.forget(worker_id)
             self.tell(WorkerLost(worker_id, link, "closed"))
-        self.now += SETTINGS.total_timeout_s
+        self.now += SETTINGS.total_timeout_s + SETTINGS.flap_memory_s
         self.tell(Tick())
 
         assert self.alive == set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cluster.domain import Outcome
+from cluster.domain import Outcome, WaitReason
 from cluster.scheduler.commands import FailTask, FenceAttempt
 from cluster.scheduler.events import (
     AttemptFailed,
@@ -24,6 +24,7 @@ from tests.unit.cluster.scheduler.builders import (
     make_task,
     started,
     submit,
+    waits,
 )
 from tests.unit.cluster.scheduler.conftest import MakeScheduler
 
@@ -78,7 +79,7 @@ def test_a_task_waits_for_kv_room_beside_free_slots(scheduler: CheckedScheduler)
     scheduler.handle(submit(make_task("t2")), 0.0)
     waiting = make_task("t3")
 
-    assert scheduler.handle(submit(waiting), 0.0) == []
+    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_KV_ROOM)]
     assert scheduler.handle(AttemptFinished("t1", 1, "w"), 1.0) == started(waiting, "w", queued_s=1.0)
 
 
@@ -98,7 +99,8 @@ def test_who_stood_behind_a_head_that_fitted_nowhere_goes_with_it_when_it_goes(s
     scheduler.handle(submit(make_task("running", max_tokens=490)), 0.0)
     scheduler.handle(join(make_spec("small", kv_tokens=100)), 0.0)
     scheduler.handle(submit(make_task("big head", max_tokens=490)), 0.0)
-    assert scheduler.handle(submit(make_task("behind")), 0.0) == []
+    behind = make_task("behind")
+    assert scheduler.handle(submit(behind), 0.0) == [waits(behind, WaitReason.BEHIND_OTHERS, 2)]
 
     commands = scheduler.handle(AttemptFinished("running", 1, "large"), 1.0)
 
@@ -177,7 +179,7 @@ def test_a_task_does_not_go_back_to_the_worker_on_which_it_failed(scheduler: Che
     scheduler.handle(submit(make_task("fills b")), 0.0)
 
     assert scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0) == [FenceAttempt("node-1", "t1", 1)]
-    assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == []
+    assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == [waits(task, WaitReason.NO_KV_ROOM)]
     assert scheduler.handle(AttemptFinished("fills b", 1, "b"), 2.0) == started(task, "b", attempt=2, queued_s=1.0)
 
 
@@ -199,7 +201,7 @@ def test_a_task_may_go_back_where_it_failed_once_the_last_other_worker_leaves(sc
         scheduler.handle(join(make_spec("b")), 0.0)
         scheduler.handle(submit(make_task("fills b")), 0.0)
         scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0)
-        assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == []
+        assert assigned(scheduler.handle(AttemptFenced("t1", 1, 0), 1.0)) == []
 
         assert ("t1", "a") in assigned(scheduler.handle(sign, 2.0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.domain import Tier
+from cluster.domain import Choice, Tier, WaitReason
 from cluster.scheduler.commands import AnnounceAttempt, AssignTask, FenceAttempt
 from cluster.scheduler.events import AttemptFailed, AttemptFenced, AttemptFinished, AttemptStarted, WorkerLost
 from tests.unit.cluster.scheduler.builders import (
@@ -16,6 +16,7 @@ from tests.unit.cluster.scheduler.builders import (
     make_task,
     started,
     submit,
+    waits,
 )
 
 
@@ -33,7 +34,16 @@ def test_a_free_worker_takes_a_task_at_once(scheduler: CheckedScheduler) -> None
     assert scheduler.handle(join(make_spec("w")), 0.0) == []
 
     assert scheduler.handle(submit(task), 1.0) == [
-        AnnounceAttempt(node="node-1", task_id="t1", attempt=1, worker_id="w", worker_name="name of w", queued_s=0.0),
+        AnnounceAttempt(
+            node="node-1",
+            task_id="t1",
+            attempt=1,
+            worker_id="w",
+            worker_name="name of w",
+            queued_s=0.0,
+            choice=Choice(candidates=1, load=1.0, wait=1.0),
+            worker_gpu="H100",
+        ),
         AssignTask(node="node-2", worker_id="w", link="link of w", task=task, attempt=1, resume_from=0),
     ]
     assert scheduler.handle(AttemptStarted("t1", 1), 1.1) == []
@@ -47,7 +57,7 @@ def test_a_task_waits_for_a_slot_and_the_stream_hears_how_long(scheduler: Checke
     scheduler.handle(join(make_spec("w")), 0.0)
     scheduler.handle(submit(make_task("t1")), 1.0)
 
-    assert scheduler.handle(submit(waiting), 2.0) == []
+    assert scheduler.handle(submit(waiting), 2.0) == [waits(waiting, WaitReason.NO_SLOT)]
     assert scheduler.handle(AttemptFinished("t1", 1, "w"), 5.0) == started(waiting, "w", queued_s=3.0)
 
 
@@ -113,9 +123,9 @@ def test_a_task_that_comes_back_goes_before_those_who_came_later(scheduler: Chec
         scheduler.handle(submit(make_task(name)), 0.0)
 
     scheduler.handle(WorkerLost(on, f"link of {on}", "closed"), 1.0)
-    assert scheduler.handle(AttemptFenced("unlucky", 1, 0), 1.0) == []
-
     back = make_task("unlucky")
+    assert scheduler.handle(AttemptFenced("unlucky", 1, 0), 1.0) == [waits(back)]
+
     assert scheduler.handle(AttemptFinished("lucky", 1, elsewhere), 3.0) == started(
         back, elsewhere, attempt=2, queued_s=2.0
     )
@@ -137,9 +147,10 @@ def test_several_tasks_that_come_back_keep_their_order_among_themselves(schedule
 def test_a_head_that_does_not_fit_holds_up_its_own_line_only(scheduler: CheckedScheduler) -> None:
     scheduler.handle(join(make_spec("w", capacity=8, kv_tokens=500)), 0.0)
     scheduler.handle(submit(make_task("running", max_tokens=290)), 0.0)
-    assert scheduler.handle(submit(make_task("big", tenant="alice", max_tokens=390)), 0.0) == []
+    big, small = make_task("big", tenant="alice", max_tokens=390), make_task("small", tenant="alice")
+    assert scheduler.handle(submit(big), 0.0) == [waits(big, WaitReason.NO_KV_ROOM)]
 
-    assert scheduler.handle(submit(make_task("small", tenant="alice")), 0.0) == []
+    assert scheduler.handle(submit(small), 0.0) == [waits(small, WaitReason.BEHIND_OTHERS, 2)]
     assert assigned(scheduler.handle(submit(make_task("bob's", tenant="bob")), 0.0)) == [("bob's", "w")]
     lower = make_task("alice's own, lower", tenant="alice", tier=Tier.BATCH)
     assert assigned(scheduler.handle(submit(lower), 0.0)) == [(lower.id, "w")]

@@ -144,6 +144,8 @@ def test_a_waiting_task_is_shown_with_its_tenant_and_its_wait(scheduler: Checked
             tier=Tier.FLEX,
             position=1,
             waited_s=3.0,
+            why="no_worker",
+            eta_ms=None,
         ),
     )
 

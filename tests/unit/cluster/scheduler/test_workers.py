@@ -9,6 +9,7 @@ from cluster.scheduler.commands import EvictWorker, FailTask, FenceAttempt
 from cluster.scheduler.events import (
     AttemptFenced,
     AttemptFinished,
+    AttemptReleased,
     TaskCancelled,
     Tick,
     WorkerDraining,
@@ -25,6 +26,7 @@ from tests.unit.cluster.scheduler.builders import (
     make_task,
     started,
     submit,
+    waits,
 )
 
 
@@ -89,7 +91,7 @@ def test_a_stale_worker_gets_nothing_until_it_speaks(scheduler: CheckedScheduler
     task = make_task("t1")
     scheduler.handle(join(make_spec("a")), 0.0)
 
-    assert scheduler.handle(submit(task), 7.6) == []
+    assert scheduler.handle(submit(task), 7.6) == [waits(task)]
     assert scheduler.handle(beat("a"), 8.0) == started(task, "a", queued_s=pytest.approx(0.4))
 
 
@@ -117,8 +119,7 @@ def test_a_slot_that_frees_on_a_stale_worker_is_not_offered(scheduler: CheckedSc
     scheduler.handle(submit(waiting), 0.0)
     assert scheduler.handle(TaskCancelled("t1"), 8.0) == [cancelled(make_task("t1"), "a")]
 
-    # It has neither spoken nor acknowledged: the slot is ours again, but nobody is known to be there.
-    assert scheduler.handle(Tick(), 10.0) == []
+    assert scheduler.handle(AttemptReleased("t1", 1, "a"), 9.0) == []
     assert scheduler.handle(beat("a"), 11.0) == started(waiting, "a", queued_s=11.0)
 
 

@@ -229,6 +229,19 @@ def test_a_cancelled_attempt_frees_everything_and_says_nothing_more() -> None:
     assert bench.gpu.read(bench.now).vram_kv_bytes == 0
 
 
+def test_an_attempt_is_cancelled_in_the_step_that_would_have_ended_it() -> None:
+    bench = Bench()
+    bench.add("a", max_tokens=1)
+    bench.add("b", max_tokens=1)
+    bench.now += bench.gpu.step(bench.now)
+
+    assert bench.gpu.cancel("a", 1) == 1
+    assert bench.gpu.cancel("a", 1) is None
+
+    bench.collect()
+    assert set(bench.texts) == set(bench.ended) == {("b", 1)}
+
+
 def test_cancelling_what_is_not_here_does_nothing() -> None:
     bench = Bench()
     bench.add("a")

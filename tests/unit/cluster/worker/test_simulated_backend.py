@@ -203,6 +203,27 @@ async def test_a_cancel_is_answered_at_once_and_nothing_follows(start: Start) ->
     assert recorder.backend.read()[1].running == 0
 
 
+@pytest.mark.parametrize("max_tokens", [1, 50])
+@pytest.mark.parametrize("options", [{"ttft_ms": 60_000.0, "itl_ms": 0.0}, {"ttft_ms": 0.0, "itl_ms": 60_000.0}])
+async def test_a_cancel_does_not_wait_for_the_step_under_way(
+    start: Start, options: dict[str, float], max_tokens: int
+) -> None:
+    recorder = await start(speed=1.0, **options)
+    if options["itl_ms"]:
+        recorder.backend.assign(assignment("neighbour"))
+        await recorder.until(lambda: ("neighbour", 1) in recorder.texts)
+    recorder.backend.assign(assignment("a", max_tokens=max_tokens))
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    recorder.backend.cancel("a", 1)
+
+    end = recorder.ends["a", 1]
+    assert isinstance(end, Finished) and end.reason is FinishReason.CANCELLED
+    assert ("a", 1) not in recorder.texts
+    assert recorder.backend.read()[1].waiting == 0
+
+
 async def test_a_cancel_is_noticed_at_full_speed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     # Bursts of one step or two: otherwise a whole answer may be computed before the cancel comes.
     monkeypatch.setattr(simulated, "MAX_FRAME_TOKENS", 64)
@@ -279,6 +300,15 @@ async def test_tokens_come_no_sooner_than_the_engine_says(start: Start) -> None:
 
     assert time.monotonic() - began >= (0.040 + 10 * 0.004) / 2
     assert isinstance(end, Finished) and end.ttft_ms > 19
+
+
+async def test_a_first_token_does_not_wait_for_the_step_after_it(start: Start) -> None:
+    recorder = await start(speed=1.0, ttft_ms=0.0, itl_ms=60_000.0)
+
+    recorder.backend.assign(assignment("a"))
+    await recorder.until(lambda: ("a", 1) in recorder.texts)
+
+    assert recorder.texts["a", 1] == ["This"]
 
 
 async def test_a_late_loop_catches_up_instead_of_shifting_the_schedule(
