@@ -51,7 +51,7 @@ class Outcome(StrEnum):
     LOST = "lost"
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One turn of the conversation, its text parts already joined."""
 
     role: str
@@ -59,7 +59,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
 
 
-class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Generation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     """What a worker is asked to generate: the canonical request of a task.
 
     Two equal generations for one model give the same simulated text, whatever worker, batch
@@ -74,7 +74,7 @@ class Generation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     stop: tuple[str, ...] = ()
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One accepted request on its way through the cluster. `id` is the `x-request-id`."""
 
     id: str

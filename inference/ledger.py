@@ -125,7 +125,7 @@ class Ledger:
         if since_s is None and state == self._reported:
             return  # nothing came since, and nothing was there then: an idle node leaves the disk alone
         self._reported = state
-        self._writer.put(LiveReport(self._clock() if since_s is None else since_s))
+        self._writer.put(LiveReport(since_s=self._clock() if since_s is None else since_s))
 
     async def committed(self, row: Row) -> None:
         """Return once the outcome is on record, or raise `UnableToCommit` within the time-out.

@@ -31,7 +31,7 @@ class AttemptEvents(Health):
             self.dropped["task_submitted"] += 1
             return
         self._arrivals += 1
-        record = self.tasks[task.id] = TaskRecord(task, self._arrivals, now)
+        record = self.tasks[task.id] = TaskRecord(task, self._arrivals, now, now, task.kv_tokens)
         self._admit(record, now)
 
     def _on_started(self, event: events.AttemptStarted) -> None:

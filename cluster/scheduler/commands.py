@@ -12,7 +12,7 @@ import msgspec
 from cluster.domain import Choice, Outcome, Task, WaitReason
 
 
-class AnnounceAttempt(msgspec.Struct, frozen=True):
+class AnnounceAttempt(msgspec.Struct, frozen=True, gc=False):
     """Tell the stream which attempt may write to it from now on. Always precedes `AssignTask`."""
 
     node: str
@@ -37,7 +37,7 @@ class AnnounceWait(msgspec.Struct, frozen=True):
     """1 is next."""
 
 
-class AssignTask(msgspec.Struct, frozen=True):
+class AssignTask(msgspec.Struct, frozen=True, gc=False):
     """Hand the task to a worker."""
 
     node: str
@@ -49,7 +49,7 @@ class AssignTask(msgspec.Struct, frozen=True):
     """Index of the first token to emit; 0 is a fresh start."""
 
 
-class CancelAttempt(msgspec.Struct, frozen=True):
+class CancelAttempt(msgspec.Struct, frozen=True, gc=False):
     """Ask a worker to stop; it answers with `finished: cancelled`."""
 
     node: str
@@ -59,7 +59,7 @@ class CancelAttempt(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class FenceAttempt(msgspec.Struct, frozen=True):
+class FenceAttempt(msgspec.Struct, frozen=True, gc=False):
     """Close an attempt at its stream, which answers with `AttemptFenced`."""
 
     node: str
@@ -67,7 +67,7 @@ class FenceAttempt(msgspec.Struct, frozen=True):
     attempt: int
 
 
-class FailTask(msgspec.Struct, frozen=True):
+class FailTask(msgspec.Struct, frozen=True, gc=False):
     """End the stream with an error that its client can act on."""
 
     node: str

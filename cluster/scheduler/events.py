@@ -13,26 +13,26 @@ import msgspec
 from cluster.domain import GpuReading, Task, WorkerSpec
 
 
-class TaskSubmitted(msgspec.Struct, frozen=True):
+class TaskSubmitted(msgspec.Struct, frozen=True, gc=False):
     """A gateway has accepted a request and opened its stream."""
 
     task: Task
 
 
-class TaskCancelled(msgspec.Struct, frozen=True):
+class TaskCancelled(msgspec.Struct, frozen=True, gc=False):
     """Nobody waits for this task any more: its client left, or its key was revoked."""
 
     task_id: str
 
 
-class AttemptStarted(msgspec.Struct, frozen=True):
+class AttemptStarted(msgspec.Struct, frozen=True, gc=False):
     """The first token of an attempt reached its stream."""
 
     task_id: str
     attempt: int
 
 
-class AttemptFinished(msgspec.Struct, frozen=True):
+class AttemptFinished(msgspec.Struct, frozen=True, gc=False):
     """The worker generated the last token; its slot is free."""
 
     task_id: str
@@ -42,7 +42,7 @@ class AttemptFinished(msgspec.Struct, frozen=True):
     """Over all attempts: what the tenant's share is settled with."""
 
 
-class AttemptFailed(msgspec.Struct, frozen=True):
+class AttemptFailed(msgspec.Struct, frozen=True, gc=False):
     """The worker gave up on an attempt; its slot is free. `code` is a word, never its text."""
 
     task_id: str
@@ -60,7 +60,7 @@ class AttemptStalled(msgspec.Struct, frozen=True):
     phase: Literal["first_token", "next_token"]
 
 
-class AttemptReleased(msgspec.Struct, frozen=True):
+class AttemptReleased(msgspec.Struct, frozen=True, gc=False):
     """The worker acknowledged a cancel; its slot is free."""
 
     task_id: str
@@ -70,7 +70,7 @@ class AttemptReleased(msgspec.Struct, frozen=True):
     """None when nobody counted: then the tenant's share stays charged with the estimate."""
 
 
-class AttemptFenced(msgspec.Struct, frozen=True):
+class AttemptFenced(msgspec.Struct, frozen=True, gc=False):
     """The stream closed an attempt for good and says where the next would begin."""
 
     task_id: str

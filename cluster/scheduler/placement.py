@@ -9,8 +9,9 @@ the speed its heartbeats report. Pick: the smallest load, of equals the fastest,
 
 Workers with equal offers form a pool, so that a choice does not look at every worker. A pool keeps
 its free workers in two heaps: by score, to choose from, and by free KV, to know at once that a task
-fits on none. The heaps are lazy: a change pushes new entries, and the worker's `version` says which
-of its entries are true. Workers that may not be given just anything have none.
+fits on none. The heaps are lazy: the next choice pushes new entries of all that changed, and the
+worker's `version` says which of its entries are true. Workers that may not be given just anything have
+none. A pool of a few is simply looked through.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ ByScore = tuple[float, int, float, int, WorkerRecord]
 ByRoom = tuple[int, int, WorkerRecord]
 """Free KV bytes, negative for the largest to come first, the worker's version, the worker."""
 NOBODY: frozenset[str] = frozenset()
+FEW = 8
+"""Workers of a pool that are looked at one by one."""
 
 
 class Pool:
     """Live workers with equal offers, all simulated or none."""
 
-    __slots__ = ("_by_room", "_by_score", "_offers", "ready", "simulated", "workers")
+    __slots__ = ("_by_room", "_by_score", "_changed", "_offers", "ready", "simulated", "workers")
 
     def __init__(self, offers: tuple[ModelOffer, ...], *, simulated: bool) -> None:
         self.workers: dict[str, WorkerRecord] = {}
@@ -44,24 +47,32 @@ class Pool:
         self._offers = {offer.id: offer for offer in offers}
         self._by_score: list[ByScore] = []
         self._by_room: list[ByRoom] = []
+        self._changed: dict[str, WorkerRecord] = {}
+        """Workers whose entries are not true any more, until somebody wants to know."""
 
-    def push(self, worker: WorkerRecord, tie: float) -> None:
-        """Add the worker's true entries."""
-        heappush(self._by_score, (worker.load, worker.slowness, tie, worker.version, worker))
-        if worker.spec.kv_bytes:
-            heappush(self._by_room, (worker.kv_used_bytes - worker.spec.kv_bytes, worker.version, worker))
-        if len(self._by_score) > 2 * len(self.workers) + 16:
-            # Mostly false entries by now.
-            self._by_score = [entry for entry in self._by_score if entry[3] == entry[4].version]
-            heapify(self._by_score)
-        if len(self._by_room) > 2 * len(self.workers) + 16:
-            self._by_room = [entry for entry in self._by_room if entry[1] == entry[2].version]
-            heapify(self._by_room)
+    def note(self, worker: WorkerRecord) -> None:
+        """Note that the worker's entries are not true any more."""
+        self._changed[worker.spec.id] = worker
+
+    def forget(self, worker: WorkerRecord) -> None:
+        """Let go of a worker."""
+        del self.workers[worker.spec.id]
+        self._changed.pop(worker.spec.id, None)
 
     def best(
-        self, record: TaskRecord, excluded: frozenset[str], now: float, stale_s: float, *, idle: bool
+        self,
+        record: TaskRecord,
+        excluded: frozenset[str],
+        now: float,
+        stale_s: float,
+        rng: random.Random,
+        *,
+        idle: bool,
     ) -> ByScore | None:
         """Return the entry of the worker to choose for the task, if any can take it now."""
+        if len(self.workers) <= FEW:
+            return self._best_of_few(record, excluded, now, stale_s, rng, idle=idle)
+        self._push_changed(rng)
         heap = self._by_score
         passed: list[ByScore] = []
         found = None
@@ -87,6 +98,50 @@ class Pool:
         for entry in passed:
             heappush(heap, entry)
         return found
+
+    def _best_of_few(
+        self,
+        record: TaskRecord,
+        excluded: frozenset[str],
+        now: float,
+        stale_s: float,
+        rng: random.Random,
+        *,
+        idle: bool,
+    ) -> ByScore | None:
+        """Return the same by looking at every worker, which costs less than to keep a few in order."""
+        best: ByScore | None = None
+        for worker in self.workers.values():
+            if not worker.ready or (idle and worker.held) or not worker.fits(record):
+                continue
+            if now - worker.last_seen_at_s > stale_s:
+                self.turned_stale(worker)
+                continue
+            if record.past is not None and (worker.spec.id in excluded or not worker.suits(record)):
+                continue
+            entry = (worker.load, worker.slowness, rng.random(), worker.version, worker)
+            if best is None or entry < best:
+                best = entry
+        return best
+
+    def _push_changed(self, rng: random.Random) -> None:
+        """Add the true entries of all workers that changed since the last choice."""
+        for worker in self._changed.values():
+            if worker.ready:
+                self._push(worker, rng.random())
+        self._changed.clear()
+
+    def _push(self, worker: WorkerRecord, tie: float) -> None:
+        heappush(self._by_score, (worker.load, worker.slowness, tie, worker.version, worker))
+        if worker.spec.kv_bytes:
+            heappush(self._by_room, (worker.kv_used_bytes - worker.spec.kv_bytes, worker.version, worker))
+        if len(self._by_score) > 2 * len(self.workers) + 16:
+            # Mostly false entries by now.
+            self._by_score = [entry for entry in self._by_score if entry[3] == entry[4].version]
+            heapify(self._by_score)
+        if len(self._by_room) > 2 * len(self.workers) + 16:
+            self._by_room = [entry for entry in self._by_room if entry[1] == entry[2].version]
+            heapify(self._by_room)
 
     def turned_stale(self, worker: WorkerRecord) -> None:
         """Note that a worker has been silent for too long: its entries are not true any more."""
@@ -141,7 +196,7 @@ class Placement:
         self._retract(worker)
         worker.version = -1
         pool = worker.pool
-        del pool.workers[worker.spec.id]
+        pool.forget(worker)
         if not pool.workers:
             del self._pools[_key(worker)]
             for model in worker.offers:
@@ -173,7 +228,7 @@ class Placement:
             worker.ready = ready
             worker.pool.ready += 1 if ready else -1
         if ready:
-            worker.pool.push(worker, self._rng.random())
+            worker.pool.note(worker)
 
     def is_ready(self, worker: WorkerRecord, now: float) -> bool:
         """Return whether a worker may be given something now; notes if it has become stale."""
@@ -244,7 +299,7 @@ class Placement:
         best: ByScore | None = None
         for pool in self._by_model.get(task.model, ()):
             if pool.simulated or not task.simulated_only:
-                entry = pool.best(record, excluded, now, self._stale_s, idle=idle)
+                entry = pool.best(record, excluded, now, self._stale_s, self._rng, idle=idle)
                 if entry is not None and (best is None or entry < best):
                     best = entry
         return best[4] if best is not None else None

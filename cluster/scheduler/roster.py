@@ -36,7 +36,8 @@ class WorkerEvents(Health):
             self._lose_worker(older, now)
         worker = WorkerRecord(event.worker, event.node, event.link, now)
         worker.quarantined_until_s = self.lineages.joined(event.worker, now)
-        self._note_intent(worker)
+        # Back under a standing drain, it has done what was asked: told again, it would go and come for ever.
+        worker.cordoned = worker.spec.id in self._cordoned or worker.spec.id in self._draining
         self.placement.add(worker)
         self.timers.arm(worker, worker.due_at_s(self.settings.worker_silent_s))
         if worker.open:

@@ -20,6 +20,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cluster.domain import Choice, Task
 
 if TYPE_CHECKING:
@@ -115,50 +117,31 @@ class Past:
         return sum([not loss.returned for loss in self.losses])
 
 
-class TaskRecord:
+class TaskRecord(msgspec.Struct, eq=False):
     """One live task. `sequence` is its rank of arrival, which it keeps over all attempts."""
 
-    __slots__ = (
-        "attempt",
-        "charged_tokens",
-        "choice",
-        "kept",
-        "kv_bytes",
-        "kv_tokens",
-        "line",
-        "past",
-        "queued_at_s",
-        "queued_s",
-        "sequence",
-        "state",
-        "submitted_at_s",
-        "task",
-        "worker",
-    )
-
-    def __init__(self, task: Task, sequence: int, now: float) -> None:
-        self.task = task
-        self.sequence = sequence
-        self.state = State.QUEUED
-        self.kv_tokens = task.kv_tokens
-        self.submitted_at_s = now
-        self.queued_at_s = now
-        self.queued_s = 0.0
-        """Time spent in line before the current attempt or wait."""
-        self.attempt = 0
-        self.worker: WorkerRecord | None = None
-        """Where it runs, while it runs."""
-        self.choice: Choice | None = None
-        """Why there."""
-        self.kv_bytes = 0
-        """What the current attempt has reserved on its worker."""
-        self.kept: WorkerRecord | None = None
-        """The worker that takes nothing else until it has room for this one."""
-        self.line: Line | None = None
-        """The account of its tenant that it was charged to, if others waited."""
-        self.charged_tokens = 0
-        self.past: Past | None = None
-        """None while no attempt has ended badly."""
+    task: Task
+    sequence: int
+    submitted_at_s: float
+    queued_at_s: float
+    kv_tokens: int
+    state: State = State.QUEUED
+    queued_s: float = 0.0
+    """Time spent in line before the current attempt or wait."""
+    attempt: int = 0
+    worker: WorkerRecord | None = None
+    """Where it runs, while it runs."""
+    choice: Choice | None = None
+    """Why there."""
+    kv_bytes: int = 0
+    """What the current attempt has reserved on its worker."""
+    kept: WorkerRecord | None = None
+    """The worker that takes nothing else until it has room for this one."""
+    line: Line | None = None
+    """The account of its tenant that it was charged to, if others waited."""
+    charged_tokens: int = 0
+    past: Past | None = None
+    """None while no attempt has ended badly."""
 
     @property
     def demand(self) -> Demand:

@@ -47,11 +47,12 @@ class Timers(Generic[K]):
         self._ticket += 1
         entry = self._due[key] = (at_s, self._ticket, key)
         heappush(self._heap, entry)
-        self._sweep()
+        if len(self._heap) > 2 * len(self._due) + SLACK:
+            self._sweep()
 
     def drop(self, key: K) -> None:
         """Do not look at `key` any more."""
-        if self._due.pop(key, None) is not None:
+        if self._due.pop(key, None) is not None and len(self._heap) > 2 * len(self._due) + SLACK:
             self._sweep()
 
     def next_deadline(self) -> float | None:
@@ -70,9 +71,8 @@ class Timers(Generic[K]):
         return key
 
     def _sweep(self) -> None:
-        if len(self._heap) > 2 * len(self._due) + SLACK:
-            self._heap = list(self._due.values())
-            heapify(self._heap)
+        self._heap = list(self._due.values())
+        heapify(self._heap)
 
     def _prune(self) -> None:
         heap = self._heap

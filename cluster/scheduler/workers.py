@@ -140,8 +140,12 @@ class WorkerRecord:
     @property
     def load(self) -> float:
         """The larger share in use of slots and of KV cache, 0..1."""
-        slots = self.held / self.spec.capacity
-        return max(slots, self.kv_used_bytes / self.spec.kv_bytes) if self.spec.kv_bytes else slots
+        spec = self.spec
+        slots = self.held / spec.capacity
+        if not spec.kv_bytes:
+            return slots
+        kv = self.kv_used_bytes / spec.kv_bytes
+        return kv if kv > slots else slots
 
     def judge(self) -> bool:
         """Work out anew whether it takes new tasks; return whether that has changed."""

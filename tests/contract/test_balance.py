@@ -170,7 +170,7 @@ async def test_an_idle_node_leaves_the_disk_alone(
 
 async def test_other_nodes_answer_for_themselves(using: str, alice_id: int, ledgers: Ledgers) -> None:
     store = LedgerStore(node="other", database=open_database(using, timeout_s=5), keep_s=1e9)
-    store.write([Row(make_opened(alice_id, "req_other", node="other", created_at_s=NOW_S - 5))])
+    store.write([Row(opened=make_opened(alice_id, "req_other", node="other", created_at_s=NOW_S - 5))])
     store.close()
 
     async with ledgers() as ledger:

@@ -66,6 +66,6 @@ def test_the_page_of_a_request_tells_its_story(operator: Client, alice: User) ->
 
     assert "every worker for its model was full; number 3 in line" in page
     assert "attempt 1 to h100-1 (H100); best of 2: load 0.88, wait 1.00 (1 is best)" in page
-    assert "<td>+650.5 ms</td>" in page
+    assert "<td>+650.5&nbsp;ms</td>" in page
     assert "failed: worker_lost" in page
     assert "no_slot" not in page

@@ -81,7 +81,8 @@ def _states(scheduler: CheckedScheduler) -> dict[str, tuple[State, int]]:
 def test_a_task_moves_along_the_table_or_not_at_all(
     scheduler: CheckedScheduler, state: State, trigger: Trigger
 ) -> None:
-    record = TaskRecord(make_task("t1"), 1, 0.0)
+    task = make_task("t1")
+    record = TaskRecord(task, 1, 0.0, 0.0, task.kv_tokens)
     record.state = state
 
     moved = record.move(trigger)
