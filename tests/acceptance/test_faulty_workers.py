@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import Call, call, until
+from tests.client import Call, call, seed_of_a_long_answer, until
 from tests.history import Said, Saw, check, read_lines
 from tests.live import LiveServer, live_server, wait_until
-from tests.witness import Witness
+from tests.witness import MODEL, Witness
 
 PROGRAM = ("-m", "tests.scripted_worker")
 SLOW = ("--ttft-ms", "20", "--itl-ms", "20")
@@ -110,6 +110,28 @@ async def test_a_worker_stopped_in_the_middle_of_a_stream_ends_it_typed_or_has_i
     joined = server.log().count("worker joined: ")
     await until(lambda: server.log().count("worker joined: ") > joined, "it is back")
     assert (await witness.ask(stream=True)).done
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+async def test_a_stream_goes_on_at_the_next_token_when_its_worker_is_gone_and_another_is_its_equal(
+    server: LiveServer, witness: Witness, sent: signal.Signals
+):
+    first = start_worker(server, *SLOW, name="first-")
+
+    def lose_it(tokens: int) -> None:
+        if tokens == 3:
+            start_worker(server, *SLOW, name="second-")
+            first.send_signal(sent)
+
+    saw = await witness.ask(stream=True, max_tokens=60, seed=seed_of_a_long_answer(MODEL), on_token=lose_it)
+
+    assert saw.done and len(saw.texts) == 60
+    row = row_of(server, saw)
+    assert (row["state"], row["attempts"]) == ("completed", 2)
+    assert str(row["worker_name"]).startswith("second-")
+    # The second worker has said nothing that the first had been heard to say.
+    pieces = [piece for piece in said(server) if piece.task == saw.request and piece.worker.startswith("second-")]
+    assert min(piece.seq for piece in pieces) >= 3
 
 
 async def test_what_a_worker_says_twice_is_heard_once(server: LiveServer, witness: Witness):
