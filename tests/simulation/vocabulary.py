@@ -8,7 +8,7 @@ not always drowned by the frequent ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cluster.protocol.messages import Chunk, Finished, Step
 from cluster.protocol.messages import FinishReason as Reason
@@ -125,6 +125,16 @@ def worker_stalls(world: World) -> bool:
         worker.stalled = True
         world.later(world.rng.uniform(1.0, 8.0), lambda: setattr(worker, "stalled", False))
     return worker is not None
+
+
+def stream_stalls(world: World) -> bool:
+    """A stream's gateway has seen no progress for too long, or believes so."""
+    stream = world.pick([stream for stream in world.gateway.streams.values() if stream.worker_id and not stream.ended])
+    if stream is None:
+        return False
+    phase: Literal["first_token", "next_token"] = "first_token" if stream.next_seq == 0 else "next_token"
+    world.tell(events.AttemptStalled(stream.task.id, stream.attempt, phase))
+    return True
 
 
 def worker_slows_down(world: World) -> bool:
@@ -298,7 +308,7 @@ FAULTS: dict[str, tuple[Action, ...]] = {
     "half-open links": (link_is_half_open,),
     "wrong order": (link_duplicates, link_reorders),
     "crashes": (worker_dies,),
-    "hangs": (worker_freezes, worker_stalls, worker_slows_down),
+    "hangs": (worker_freezes, worker_stalls, worker_slows_down, stream_stalls),
     "departures": (worker_leaves,),
     "failed attempts": (worker_fails_a_task, worker_quits_a_task, worker_is_deaf),
     "lies": (

@@ -248,9 +248,8 @@ class World:
         attempts = [task for task, _ in worker.jobs if not task.startswith(PROBE)]
         if len(attempts) > worker.capacity:
             self.violation(f"{worker.name} was given {len(attempts)} attempts, it takes {worker.capacity}")
-        for other in self.workers:
-            if other is not worker and other.prompt and any(task == assign.task for task, _ in other.jobs):
-                self.violation(f"{assign.task} runs on {other.name} and {worker.name} at once")
+        # A cancel for another worker may be on its way as long as this assignment was.
+        self.later(LATENCY_S, lambda: self._check_alone(assign.task))
 
     def on_left(self, client: SimClient) -> None:
         """Have it checked that the work for a client stops when it goes."""
@@ -310,6 +309,11 @@ class World:
         stream = self.gateway.streams.get(announced.task_id)
         if said is not None and stream is not None and not stream.ended and stream.next_seq != said:
             self.violation(f"{announced.task_id} took tokens of a fenced attempt: {said} became {stream.next_seq}")
+
+    def _check_alone(self, task_id: str) -> None:
+        busy = [worker.name for worker in self.workers if worker.prompt and any(id == task_id for id, _ in worker.jobs)]
+        if len(busy) > 1:
+            self.violation(f"{task_id} runs on {' and '.join(busy)} at once")
 
     def _check_cancelled(self, client: SimClient) -> None:
         for worker in self.workers:
