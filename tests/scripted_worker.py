@@ -1,6 +1,7 @@
 """A simulated worker that writes down what it says, and misbehaves where a test wants it to.
 
-    python -m tests.scripted_worker --gateway URL --name N [--record FILE] [--die-on TEXT] [--never-work] [--stutter]
+    python -m tests.scripted_worker --gateway URL --name N [--record FILE] [--die-on TEXT] [--never-work]
+        [--stutter] [--stall-after N]
 
 The token comes from the environment, as a real worker's does. Tests also run it in their own process.
 """
@@ -40,6 +41,7 @@ class ScriptedBackend(SimulatedBackend):
         die_on: str = "",
         never_work: bool = False,
         stutter: bool = False,
+        stall_after: int = 0,
     ) -> None:
         super().__init__(options)
         self.assigned: list[Assign] = []
@@ -48,11 +50,16 @@ class ScriptedBackend(SimulatedBackend):
         self._die_on = die_on
         self._never_work = never_work
         self._stutter = stutter
+        self._stall_after = stall_after
+        self._tokens = 0
 
     def start(self, emit: Emit) -> None:
         def say(messages: Sequence[Step | Finished | Failed]) -> None:
+            if self._stall_after and self._tokens >= self._stall_after:
+                return
             for message in messages:
                 if isinstance(message, Step):
+                    self._tokens += sum(len(chunk.texts) for chunk in message.chunks)
                     self._write_down(message)
             emit(messages)
             if self._stutter:
@@ -103,6 +110,7 @@ def main() -> int:
     parser.add_argument("--die-on", default="")
     parser.add_argument("--never-work", action="store_true")
     parser.add_argument("--stutter", action="store_true")
+    parser.add_argument("--stall-after", type=int, default=0, help="tokens until it says nothing more, but heartbeats")
     parser.add_argument("--ttft-ms", type=float, default=5.0)
     parser.add_argument("--itl-ms", type=float, default=2.0)
     given = parser.parse_args()
@@ -113,6 +121,7 @@ def main() -> int:
         die_on=given.die_on,
         never_work=given.never_work,
         stutter=given.stutter,
+        stall_after=given.stall_after,
     )
     agent = make_agent(backend, name=given.name, gateway=given.gateway, token=os.environ[TOKEN_VARIABLE])
     asyncio.run(agent.run())

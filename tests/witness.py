@@ -108,8 +108,9 @@ class _Seen:
             event = await connection.event()
             if event is None:
                 return
+            before = len(self.texts)
             self._take_event(event)
-            if on_token is not None and self.texts:
+            if on_token is not None and len(self.texts) > before:
                 waits = on_token(len(self.texts))
                 if waits is not None:
                     await waits
