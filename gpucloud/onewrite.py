@@ -3,8 +3,9 @@
 An ASGI answer is two messages. uvicorn checks each header with two patterns and writes head and body
 apart, which on the data plane's busiest path is a third of what the whole server may cost. An
 application that has its answer complete, and names of headers that are its own constants, may call
-`answer` on the cycle behind its `send` instead. It says False where that is not possible now, and the
-two messages are as good; under another server there is no such method, and nothing else changes.
+`answer` on the cycle behind its `send` instead, and `take_body` for a body that has come already. They
+say so where that is not possible now, and messages are as good; under another server there are no such
+methods, and nothing else changes.
 
 And a kept-alive connection has one timer that looks now and then, instead of one for each answer.
 """
@@ -18,6 +19,15 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 class OneWriteCycle(RequestResponseCycle):
     """One request and its answer, as uvicorn keeps them."""
+
+    def take_body(self) -> bytes | None:
+        """Return the request's whole body if it has come; None: ask `receive`."""
+        if self.more_body or self.waiting_for_100_continue or self.disconnected:
+            return None
+        self.flow.resume_reading()
+        self.message_event.clear()
+        body, self.body = bytes(self.body), bytearray()
+        return body
 
     def answer(self, status: int, head: bytes, body: bytes) -> bool:
         """Send a whole answer; `head` is header lines, each with its CR LF, and has the content-length."""

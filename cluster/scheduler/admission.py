@@ -7,7 +7,6 @@ at the pace it has moved of late: who comes back then finds room, unless others 
 
 from __future__ import annotations
 
-from cluster.domain import Tier
 from cluster.scheduler import failures
 from cluster.scheduler.commands import FailTask
 from cluster.scheduler.queue import Queues
@@ -45,7 +44,7 @@ def _own_room_s(record: TaskRecord, queues: Queues, settings: Settings, now: flo
         return _bounded(None, settings)
     # It has its turn when all other tenants of its tier have had theirs, and higher tiers are done.
     turns = max(1, queue.tiers[task.tier].rounds.size)
-    ahead = sum(queue.tiers[tier].depth for tier in Tier if tier < task.tier)
+    ahead = sum(tier.depth for tier in queue.tiers[: task.tier])
     return _bounded(queue.pace.drain.wait_s(ahead + turns, now), settings)
 
 

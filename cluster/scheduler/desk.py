@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 
-from cluster.domain import Outcome
+from cluster.domain import Outcome, WaitReason
 from cluster.scheduler import admission, failures, waiting
 from cluster.scheduler.commands import (
     AnnounceAttempt,
@@ -83,12 +83,12 @@ class Desk:
 
     def _put_in_line(self, record: TaskRecord, now: float) -> None:
         self.queues.push(record, now)
-        demand = record.demand
-        if not self.placement.is_served(demand):
-            self.placement.absent_since_s.setdefault(demand, self._started_at_s)
-            self.timers.arm(demand, self._patient_until_s(demand))
         task = record.task
         why, position = waiting.reason(record, self.placement, self.queues), waiting.position(record, self.queues)
+        if why is WaitReason.NO_WORKER:
+            demand = record.demand
+            self.placement.absent_since_s.setdefault(demand, self._started_at_s)
+            self.timers.arm(demand, self._patient_until_s(demand))
         self._out.append(AnnounceWait(task.node, task.id, why, position))
 
     def _refusal(self, record: TaskRecord, now: float) -> FailTask | None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from cluster.domain import Tier
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.queue import ModelQueue, Queues, TierQueue
 from cluster.scheduler.settings import Settings
@@ -168,7 +167,7 @@ class Matcher:
             return (kept_for, Right.KEPT) if self._placement.can_take(kept_for, worker) else None
         first: Found | None = None
         eldest: Found | None = None
-        urgency = 0, 0
+        urgency = (0, 0)
         for model in worker.offers:
             queue = self._queues.get(model)
             if queue is None:
@@ -178,7 +177,7 @@ class Matcher:
                 continue
             record, right = found
             # Who goes before a higher tier for its age stands in for that tier among models too.
-            tier = _top(queue) if right is Right.AGED else record.task.tier
+            tier = _top(queue) if right is Right.AGED else int(record.task.tier)
             if first is None or (tier, record.sequence) < urgency:
                 first, urgency = found, (tier, record.sequence)
             if eldest is None or record.sequence < eldest[0].sequence:
@@ -197,11 +196,11 @@ class Matcher:
         # Read once: where tasks are large and tenants many, few heads fit.
         room_tokens = worker.room_tokens(model)
         top = True
-        for tier in queue.tiers:
+        for number, tier in enumerate(queue.tiers):
             if not tier.arrivals and not tier.returned:
                 continue
             if top and queue.pace.since_aged >= self._others_first:
-                aged = self._aged(queue, now)
+                aged = self._aged(queue, number, now)
                 if aged is not None:
                     if self._placement.can_take(aged, worker):
                         return aged, Right.AGED
@@ -235,14 +234,21 @@ class Matcher:
                 return record, Right.TURN
         return None
 
-    def _aged(self, queue: ModelQueue, now: float) -> TaskRecord | None:
+    def _aged(self, queue: ModelQueue, top: int, now: float) -> TaskRecord | None:
         """Return the oldest task of the tiers below the first with any, if it is aged."""
+        quiet_top, quiet_until_s = queue.pace.quiet
+        if quiet_top == top and now <= quiet_until_s:
+            return None
         oldest: TaskRecord | None = None
-        for tier in queue.tiers[_top(queue) + 1 :]:
+        for tier in queue.tiers[top + 1 :]:
             record = tier.oldest
             if record is not None and (oldest is None or record.sequence < oldest.sequence):
                 oldest = record
-        return oldest if oldest is not None and oldest.waited_s(now) > self._aged_after_s else None
+        waited_s = 0.0 if oldest is None else oldest.waited_s(now)
+        if waited_s > self._aged_after_s:
+            return oldest
+        queue.pace.quiet = (top, now + self._aged_after_s - waited_s)
+        return None
 
     def _may_keep(self, worker: WorkerRecord, record: TaskRecord, queue: ModelQueue, now: float) -> bool:
         """Return whether a worker that cannot take a task now may be kept until it can."""
@@ -301,10 +307,11 @@ class Matcher:
         self._placement.touch(worker)
 
 
-def _top(queue: ModelQueue) -> Tier:
+def _top(queue: ModelQueue) -> int:
     """Return the first tier in which anybody waits."""
-    for tier in Tier:
-        queued = queue.tiers[tier]
-        if queued.arrivals or queued.returned:
-            return tier
-    return Tier.BATCH
+    number = 0
+    for tier in queue.tiers:
+        if tier.arrivals or tier.returned:
+            break
+        number += 1
+    return number

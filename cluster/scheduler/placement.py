@@ -284,7 +284,7 @@ class Placement:
 
     def has_ready(self, model: str) -> bool:
         """Return whether some worker with a model has a free slot to give."""
-        return any(pool.ready for pool in self._by_model.get(model, ()))
+        return any([pool.ready for pool in self._by_model.get(model, ())])
 
     def limit_tokens(self, demand: Demand) -> int:
         """Return the most tokens one task of a kind can have on any worker that takes new ones."""

@@ -74,7 +74,7 @@ class TierQueue:
             del self.returned[bisect_left(self.returned, record.sequence, key=_rank)]
         else:
             line = self.lines[task.tenant]
-            was_head = next(iter(line.tasks)) == task.id
+            was_head = line.head is record
             del line.tasks[task.id]
             del self.arrivals[task.id]
             if not line.tasks:
@@ -160,11 +160,13 @@ class TierQueue:
 class Pace:
     """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
 
-    __slots__ = ("drain", "kept", "since_aged")
+    __slots__ = ("drain", "kept", "quiet", "since_aged")
 
     def __init__(self, aged_every: int) -> None:
         self.since_aged = aged_every
         """Dispatches since the last that went to an aged task of a lower tier."""
+        self.quiet: tuple[int, float] = (-1, 0.0)
+        """The first tier with any, and until when none below it can be aged."""
         self.kept: TaskRecord | None = None
         """The task that needs more room than there is and for which a worker is kept."""
         self.drain = Drain()
@@ -224,7 +226,10 @@ class Queues(dict[str, ModelQueue]):
             queue.pace.drain.begin(now)
         queue.tiers[task.tier].push(record)
         queue.depth += 1
-        queue.largest_tokens = max(queue.largest_tokens, record.kv_tokens)
+        if record.kv_tokens > queue.largest_tokens:
+            queue.largest_tokens = record.kv_tokens
+        if record.past is not None:
+            queue.pace.quiet = (-1, 0.0)  # what it waited before counts too
         self.depth += 1
         self.by_tenant[task.tenant] += 1
 
@@ -261,8 +266,10 @@ class Queues(dict[str, ModelQueue]):
     def _count_out(self, queue: ModelQueue, task: Task) -> None:
         queue.depth -= 1
         self.depth -= 1
-        self.by_tenant[task.tenant] -= 1
-        if not self.by_tenant[task.tenant]:
+        left = self.by_tenant[task.tenant] - 1
+        if left:
+            self.by_tenant[task.tenant] = left
+        else:
             del self.by_tenant[task.tenant]
         if not queue.depth:
             del self[task.model]

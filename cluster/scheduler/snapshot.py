@@ -84,7 +84,7 @@ def _tier(tier: Tier, queues: Iterable[ModelQueue], now: float) -> TierView:
 def _head(tier: Tier, queues: Queues, placement: Placement, now: float) -> list[WaitingView]:
     views = []
     for model, queue in queues.items():
-        ahead = sum(queue.tiers[higher].depth for higher in Tier if higher < tier)
+        ahead = sum(higher.depth for higher in queue.tiers[:tier])
         for position, record in enumerate(queue.tiers[tier].in_order(HEAD), start=ahead + 1):
             task = record.task
             eta_s = admission.eta_s(queues, model, position, now)

@@ -28,7 +28,7 @@ MAX_AHEAD = 256
 class Line:
     """One tenant's waiting tasks of one model and tier, in order of arrival, and its account."""
 
-    __slots__ = ("need", "number", "place", "tasks", "tenant", "used_tokens")
+    __slots__ = ("head", "need", "number", "place", "tasks", "tenant", "used_tokens")
 
     def __init__(self, tenant: str, used_tokens: int) -> None:
         self.tenant = tenant
@@ -40,13 +40,15 @@ class Line:
         self.number = -1
         """The round it stands in; -1 while nothing of it waits."""
         self.place = -1
+        self.head: TaskRecord
+        """The first in the line; the last that was, when there is nobody."""
         self.need = NEVER
         """The tokens its head needs room for."""
 
-    @property
-    def head(self) -> TaskRecord:
-        """The first in the line."""
-        return self.tasks[next(iter(self.tasks))]
+    def move_up(self) -> None:
+        """Let the first in the line be its head."""
+        self.head = head = self.tasks[next(iter(self.tasks))]
+        self.need = head.kv_tokens
 
 
 class Row:
@@ -162,8 +164,8 @@ class Rounds:
         return self.current * self._quantum
 
     def enter(self, line: Line) -> None:
-        """Let a line with a head take its place."""
-        line.need = line.head.kv_tokens
+        """Let a line with tasks take its place."""
+        line.move_up()
         self._append(line)
         self.size += 1
 
@@ -181,7 +183,7 @@ class Rounds:
         line.used_tokens += tokens
         row.remove(line)
         if line.tasks:
-            line.need = line.head.kv_tokens
+            line.move_up()
             if self._number(line) == number:
                 row.append(line)
                 return
@@ -203,7 +205,7 @@ class Rounds:
 
     def moved_up(self, line: Line) -> None:
         """Note that a line has lost its head without a turn."""
-        line.need = line.head.kv_tokens
+        line.move_up()
         self._rows[line.number].update(line)
 
     def first(self) -> Line | None:

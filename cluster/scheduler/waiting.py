@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.domain import Tier, WaitReason
+from cluster.domain import WaitReason
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.queue import Queues
 from cluster.scheduler.state import TaskRecord
@@ -20,11 +20,15 @@ def reason(record: TaskRecord, placement: Placement, queues: Queues) -> WaitReas
         return WaitReason.ISOLATION
     elif past.resume_from:
         return WaitReason.RESUME
-    return WaitReason.NO_KV_ROOM if placement.has_ready(record.task.model) else WaitReason.NO_SLOT
+    if record.kept is not None or placement.has_ready(record.task.model):
+        return WaitReason.NO_KV_ROOM
+    return WaitReason.NO_SLOT
 
 
 def position(record: TaskRecord, queues: Queues) -> int:
     """Return about the place in its model's queue of a task that has just been put there; 1 is next."""
-    queue, tier = queues[record.task.model], record.task.tier
-    higher = sum([queue.tiers[other].depth for other in Tier if other < tier])
-    return higher + queue.tiers[tier].ahead_of(record) + 1
+    tiers, tier = queues[record.task.model].tiers, record.task.tier
+    higher = 0
+    for queued in tiers[:tier]:
+        higher += queued.depth
+    return higher + tiers[tier].ahead_of(record) + 1

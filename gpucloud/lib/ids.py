@@ -5,29 +5,30 @@ from __future__ import annotations
 import os
 import time
 
-POOL_BYTES = 4000
-RANDOM_BYTES = 10
+RANDOM_DIGITS = 20
+POOLED = 256
+"""Ids whose randomness is fetched from the kernel at once."""
 
 
 def make_id(prefix: str) -> str:
     """Return `prefix` and 32 hexadecimal digits: 48 bits of milliseconds, 80 random bits.
 
-    Ids made later sort later (to the millisecond), so an index over them grows at its end.
+    Ids made later sort later (to the millisecond), so an index over them grows at its end. For one
+    thread only.
     """
-    return f"{prefix}{time.time_ns() // 1_000_000:012x}{_draw().hex()}"
-
-
-def _draw() -> bytes:
-    """Return some bytes of the kernel's randomness, fetched for hundreds of ids at a time."""
-    global _at
+    global _pool, _at
     if _at >= len(_pool):
-        _pool[:] = os.urandom(POOL_BYTES)
-        _at = 0
-    _at += RANDOM_BYTES
-    return bytes(_pool[_at - RANDOM_BYTES : _at])
+        _pool, _at = os.urandom(POOLED * RANDOM_DIGITS // 2).hex(), 0
+    _at += RANDOM_DIGITS
+    return f"{prefix}{time.time_ns() // 1_000_000:012x}{_pool[_at - RANDOM_DIGITS : _at]}"
 
 
-_pool = bytearray()
+def _drain_pool() -> None:
+    """Draw nothing more from what is there: a forked child must not make its parent's ids."""
+    global _pool
+    _pool = ""
+
+
+_pool = ""
 _at = 0
-# A forked child must not hand out its parent's ids.
-os.register_at_fork(after_in_child=lambda: _pool.clear())
+os.register_at_fork(after_in_child=_drain_pool)

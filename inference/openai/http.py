@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
+from typing import Protocol
 
 import msgspec
 
 from gpucloud.lib.asgi import Message, Receive, Scope, Send
-from gpucloud.lib.ready import Rest, run_ready
 from inference.openai.chunks import encode
 from inference.openai.errors import ApiError
 
-Answer = Callable[[int, bytes, bytes], bool]
-"""What a server may offer (`gpucloud.onewrite`): status, header lines and body in one write."""
-
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
+
+
+class Server(Protocol):
+    """What a server may offer beyond ASGI (`gpucloud.onewrite`)."""
+
+    def take_body(self) -> bytes | None:
+        """Return the request's whole body if it has come; None: ask `receive`."""
+
+    def answer(self, status: int, head: bytes, body: bytes) -> bool:
+        """Send status, header lines and body in one write; False: use `send`."""
 
 
 class ClientGone(Exception):
@@ -38,7 +45,7 @@ class Exchange(msgspec.Struct, eq=False):
     _headers: list[tuple[bytes, bytes]]
     _receive: Receive
     _send: Send
-    _answer: Answer | None
+    _server: Server | None
     started_at_s: float = msgspec.field(default_factory=time.monotonic)
     status: int = 0
     started: bool = False
@@ -84,31 +91,27 @@ class Exchange(msgspec.Struct, eq=False):
     async def read_body(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """Return the whole body; refuse one that is too large or too slow."""
         # The whole body has nearly always come with the headers: then nothing is waited for.
-        first = run_ready(self._receive())
-        if isinstance(first, Rest) or first.get("more_body", False):
-            body = await self._read_slowly(first, max_bytes=max_bytes, timeout_s=timeout_s)
-        else:
-            body = _part(first)
+        body = None if self._server is None else self._server.take_body()
+        if body is None:
+            body = await self._read_slowly(max_bytes=max_bytes, timeout_s=timeout_s)
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
         return body
 
-    async def _read_slowly(self, first: Message | Rest[Message], *, max_bytes: int, timeout_s: float) -> bytes:
-        """Return the body that begins with `first`, or at least so much of it as is too large."""
+    async def _read_slowly(self, *, max_bytes: int, timeout_s: float) -> bytes:
+        """Return the body, or at least so much of it as is too large."""
         length = self._content_length
         if length.isdigit() and (len(length) > 15 or int(length) > max_bytes):
-            if isinstance(first, Rest):
-                first.close()
             raise _too_large(max_bytes)
+        parts: list[bytes] = []
+        size, more = 0, True
         try:
             async with asyncio.timeout(timeout_s):
-                message = await first if isinstance(first, Rest) else first
-                parts = [_part(message)]
-                size = len(parts[0])
-                while message.get("more_body", False) and size <= max_bytes:
+                while more and size <= max_bytes:
                     message = await self._receive()
                     parts.append(_part(message))
                     size += len(parts[-1])
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(
                 408,
@@ -121,11 +124,11 @@ class Exchange(msgspec.Struct, eq=False):
     async def send_json(self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with one JSON body."""
         body = encode(value)
-        if self._answer is not None and not headers:
+        if self._server is not None and not headers:
             self.status = status
             self.started = True
             head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms)
-            if self._answer(status, head, body):
+            if self._server.answer(status, head, body):
                 return
         await self._start(status, b"application/json", ((b"content-length", b"%d" % len(body)), *headers))
         await self._send({"type": "http.response.body", "body": body})
@@ -166,8 +169,10 @@ class Exchange(msgspec.Struct, eq=False):
 
 def open_exchange(scope: Scope, receive: Receive, send: Send, request_id: str) -> Exchange:
     """Return the exchange for a connection's next request."""
-    answer = getattr(getattr(send, "__self__", None), "answer", None)
-    return Exchange(request_id, scope["method"], scope["path"], scope["headers"], receive, send, answer)
+    server = getattr(send, "__self__", None)
+    if not hasattr(server, "take_body"):
+        server = None
+    return Exchange(request_id, scope["method"], scope["path"], scope["headers"], receive, send, server)
 
 
 def _part(message: Message) -> bytes:

@@ -36,7 +36,7 @@ TENANTS = 50
 CAPACITY = 8
 KV_BYTES_PER_TOKEN = 131_072
 KV_BYTES = 40 * 10**9
-SETTINGS = Settings(queue_timeout_s=1e6, total_timeout_s=2e6)
+SETTINGS = Settings(queue_timeout_s=1e6, total_timeout_s=2e6, max_waiting=1_000_000, max_waiting_share=1.0)
 STEP_S = 0.0002
 """Time that passes per event, so that the timers have their share of the work."""
 GENERATION = Generation(messages=(Message("user", "hello"),), max_tokens=100, seed=1)

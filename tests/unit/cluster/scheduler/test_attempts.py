@@ -6,7 +6,14 @@ import pytest
 
 from cluster.domain import Outcome
 from cluster.scheduler.commands import FailTask, FenceAttempt
-from cluster.scheduler.events import AttemptFailed, AttemptFenced, AttemptReleased, AttemptStarted, WorkerLost
+from cluster.scheduler.events import (
+    AttemptFailed,
+    AttemptFenced,
+    AttemptFinished,
+    AttemptReleased,
+    AttemptStarted,
+    WorkerLost,
+)
 from cluster.scheduler.state import State
 from tests.unit.cluster.scheduler.builders import (
     CheckedScheduler,
@@ -182,3 +189,55 @@ def test_only_known_words_of_workers_reach_clients(scheduler: CheckedScheduler) 
         assert isinstance(failure, FailTask) and failure.outcome is Outcome.FAILED
         assert failure.code == ("context_length_exceeded" if name == "t1" else "worker_failed")
         assert "secret" not in failure.message
+
+
+def fail_all(scheduler: CheckedScheduler, names: list[str]) -> list[tuple[str, str, str]]:
+    """Let each task's first attempt fail; return which were not tried again, and why."""
+    given_up = []
+    for name in names:
+        worker = scheduler.tasks[name].worker
+        assert worker is not None
+        scheduler.handle(AttemptFailed(name, 1, worker.spec.id, "backend_error"), 1.0)
+        given_up += codes(scheduler.handle(AttemptFenced(name, 1, 0), 1.0))
+    return given_up
+
+
+@pytest.mark.parametrize(("running", "floor", "retried"), [(20, 10, 10), (20, 2, 4), (100, 10, 20)])
+def test_failures_that_workers_report_are_tried_again_within_a_budget(
+    make_scheduler: MakeScheduler, running: int, floor: int, retried: int
+) -> None:
+    scheduler = make_scheduler(retry_floor=floor)
+    for name in ("a", "b"):
+        scheduler.handle(join(make_spec(name, capacity=running)), 0.0)
+    names = [f"t{n}" for n in range(running)]
+    for name in names:
+        scheduler.handle(submit(make_task(name)), 0.0)
+
+    given_up = fail_all(scheduler, names[: running // 2])
+
+    assert len(given_up) == max(0, running // 2 - retried)
+    assert set(given_up) <= {(name, "failed", "worker_failed") for name in names}
+
+
+def test_a_retry_that_ends_makes_room_in_the_budget(make_scheduler: MakeScheduler) -> None:
+    scheduler = make_scheduler(retry_floor=1, retry_share=0.0)
+    scheduler.handle(join(make_spec("a", capacity=8)), 0.0)
+    for n in range(3):
+        scheduler.handle(submit(make_task(f"t{n}")), 0.0)
+
+    assert fail_all(scheduler, ["t0", "t1"]) == [("t1", "failed", "worker_failed")]
+    scheduler.handle(AttemptFinished("t0", 2, "a"), 2.0)
+    assert fail_all(scheduler, ["t2"]) == []
+
+
+def test_moving_on_from_a_dead_worker_is_outside_the_budget(make_scheduler: MakeScheduler) -> None:
+    scheduler = make_scheduler(retry_floor=0, retry_share=0.0)
+    scheduler.handle(join(make_spec("a", capacity=4)), 0.0)
+    for n in range(4):
+        scheduler.handle(submit(make_task(f"t{n}")), 0.0)
+    scheduler.handle(join(make_spec("b", capacity=4)), 0.0)
+    scheduler.handle(WorkerLost("a", "link of a", "closed"), 1.0)
+
+    placed = [assigned(scheduler.handle(AttemptFenced(f"t{n}", 1, 0), 1.0)) for n in range(4)]
+
+    assert placed == [[(f"t{n}", "b")] for n in range(4)]

@@ -254,3 +254,42 @@ def test_timers_of_ended_tasks_do_not_pile_up(scheduler: CheckedScheduler) -> No
         scheduler.handle(AttemptFinished(f"t{n}", 1, "a"), n / 1_000)
 
     assert scheduler.timers.entries < 100
+
+
+@pytest.fixture
+def outgrown(make_scheduler: MakeScheduler) -> CheckedScheduler:
+    """A large task in line, whose only large worker has left."""
+    scheduler = make_scheduler(worker_stale_s=1e6, worker_silent_s=1e6)
+    scheduler.handle(join(make_spec("large", kv_tokens=1_000)), 0.0)
+    scheduler.handle(join(make_spec("small", kv_tokens=100)), 0.0)
+    scheduler.handle(submit(make_task("running", max_tokens=490)), 0.0)
+    scheduler.handle(submit(make_task("on small", tenant="bob")), 0.0)
+    scheduler.handle(submit(make_task("big", max_tokens=490)), 1.0)
+    scheduler.handle(submit(make_task("behind")), 1.0)
+    scheduler.handle(WorkerLost("large", "link of large", "closed"), 2.0)
+    return scheduler
+
+
+def test_a_task_in_line_that_fits_on_nobody_who_is_left_is_told_the_arithmetic_after_a_grace(
+    outgrown: CheckedScheduler,
+) -> None:
+    assert outgrown.handle(Tick(), 11.9) == []
+    [failure] = outgrown.handle(Tick(), 12.0)
+
+    assert codes([failure]) == [("big", "expired", "no_worker_available")]
+    assert isinstance(failure, FailTask) and "needs room for 500 tokens" in failure.message
+    assert assigned(outgrown.handle(AttemptFinished("on small", 1, "small"), 12.0)) == [("behind", "small")]
+
+
+def test_it_is_served_if_the_worker_is_back_in_time(outgrown: CheckedScheduler) -> None:
+    commands = outgrown.handle(join(make_spec("large", kv_tokens=1_000), link="again"), 11.0)
+
+    assert assigned(commands) == [("big", "large")]
+    assert outgrown.handle(Tick(), 12.0) == []
+
+
+def test_a_worker_that_comes_and_is_too_small_does_not_make_a_task_wait_for_ever(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(submit(make_task("big", max_tokens=490)), 1.0)
+    scheduler.handle(join(make_spec("small", kv_tokens=100)), 2.0)
+
+    assert codes(scheduler.handle(Tick(), 12.0)) == [("big", "expired", "no_worker_available")]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cluster.domain import Outcome, WaitReason
+from cluster.domain import Choice, GpuReading, Outcome, WaitReason
 from cluster.scheduler.commands import FailTask, FenceAttempt
 from cluster.scheduler.events import (
     AttemptFailed,
     AttemptFenced,
     AttemptFinished,
     AttemptReleased,
+    HeartbeatReceived,
     TaskCancelled,
+    Tick,
     WorkerDraining,
     WorkerLost,
 )
@@ -218,3 +220,69 @@ def test_a_task_may_go_back_where_it_failed_if_all_others_are_too_small_for_it(s
     scheduler.handle(AttemptFailed("t1", 1, "large", "backend_error"), 1.0)
 
     assert scheduler.handle(AttemptFenced("t1", 1, 0), 1.0) == started(task, "large", attempt=2)
+
+
+def test_a_task_that_may_not_use_real_hardware_waits_beside_it(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("real", capacity=4)), 0.0)
+    scheduler.handle(join(make_spec("simulated", simulated=True)), 0.0)
+    scheduler.handle(submit(make_task("t1", simulated_only=True)), 0.0)
+    waiting = make_task("t2", simulated_only=True)
+
+    assert scheduler.handle(submit(waiting), 0.0) == [waits(waiting, WaitReason.NO_KV_ROOM)]
+    assert assigned(scheduler.handle(submit(make_task("t3", tenant="bob")), 0.0)) == [("t3", "real")]
+    assert assigned(scheduler.handle(AttemptFinished("t3", 1, "real"), 1.0)) == []
+    assert assigned(scheduler.handle(AttemptFinished("t1", 1, "simulated"), 1.0)) == [("t2", "simulated")]
+
+
+def test_a_model_on_real_hardware_only_is_not_there_for_who_may_not_use_it(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("real")), 0.0)
+    scheduler.handle(submit(make_task("t1", simulated_only=True)), 1.0)
+
+    assert codes(scheduler.handle(submit(make_task("t2", simulated_only=True)), 10.0)) == [
+        ("t2", "failed", "no_worker_available")
+    ]
+    assert codes(scheduler.handle(Tick(), 10.0)) == [("t1", "expired", "no_worker_available")]
+
+
+def speak(scheduler: CheckedScheduler, worker_id: str, tokens_per_s: float) -> None:
+    scheduler.handle(HeartbeatReceived(worker_id, f"link of {worker_id}", GpuReading(), tokens_per_s), 0.0)
+
+
+def test_of_equally_loaded_workers_the_fastest_is_chosen(scheduler: CheckedScheduler) -> None:
+    for name, speed in (("slow", 20.0), ("fast", 90.0), ("middling", 45.0)):
+        scheduler.handle(join(make_spec(name)), 0.0)
+        scheduler.handle(submit(make_task(f"warms {name}")), 0.0)
+        speak(scheduler, name, speed)
+    for name in ("slow", "fast", "middling"):
+        scheduler.handle(AttemptFinished(f"warms {name}", 1, name), 0.0)
+
+    placed = [assigned(scheduler.handle(submit(make_task(f"t{n}")), 0.0))[0][1] for n in range(3)]
+
+    assert placed == ["fast", "middling", "slow"]
+
+
+def test_a_little_faster_is_no_reason(make_scheduler: MakeScheduler) -> None:
+    def first_choice(seed: int) -> str:
+        scheduler = make_scheduler(seed=seed)
+        for name, speed in (("a", 100.0), ("b", 103.0)):
+            scheduler.handle(join(make_spec(name)), 0.0)
+            scheduler.handle(submit(make_task(f"warms {name}")), 0.0)
+            speak(scheduler, name, speed)
+        for name in ("a", "b"):
+            scheduler.handle(AttemptFinished(f"warms {name}", 1, name), 0.0)
+        [(_, worker)] = assigned(scheduler.handle(submit(make_task("t")), 0.0))
+        return worker
+
+    assert {first_choice(seed) for seed in range(30)} == {"a", "b"}
+
+
+def test_the_choice_says_among_how_many_how_free_and_how_fast(scheduler: CheckedScheduler) -> None:
+    for name, speed in (("slow", 50.0), ("fast", 200.0)):
+        scheduler.handle(join(make_spec(name, capacity=2)), 0.0)
+        scheduler.handle(submit(make_task(f"on {name}")), 0.0)
+        speak(scheduler, name, speed)
+    task = make_task("t1")
+
+    assert scheduler.handle(submit(task), 0.0) == started(task, "fast", choice=Choice(2, 0.5, 1.0))
+    other = make_task("t2")
+    assert scheduler.handle(submit(other), 0.0) == started(other, "slow", choice=Choice(1, 0.5, 0.25))

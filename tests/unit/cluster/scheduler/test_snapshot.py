@@ -14,8 +14,10 @@ from cluster.domain import (
     WorkerStatus,
     WorkerView,
 )
-from cluster.scheduler.events import HeartbeatReceived, TaskCancelled, WorkerDraining, WorkerLost
+from cluster.scheduler.commands import AssignTask
+from cluster.scheduler.events import AttemptFinished, HeartbeatReceived, TaskCancelled, WorkerDraining, WorkerLost
 from tests.unit.cluster.scheduler.builders import CheckedScheduler, beat, join, make_spec, make_task, submit
+from tests.unit.cluster.scheduler.conftest import MakeScheduler
 
 
 def snap(scheduler: CheckedScheduler, now: float = 0.0) -> ClusterSnapshot:
@@ -176,3 +178,22 @@ def test_taking_a_picture_changes_nothing(scheduler: CheckedScheduler, number: i
 
     assert snap(scheduler) == snap(scheduler)
     scheduler.check_invariants()
+
+
+def test_a_waiting_task_is_shown_with_the_reason_and_an_estimate(make_scheduler: MakeScheduler) -> None:
+    scheduler = make_scheduler(worker_stale_s=1e6, worker_silent_s=1e6)
+    scheduler.handle(join(make_spec("a", capacity=4, kv_tokens=200)), 0.0)
+    running = ["t0", "t1"]
+    for n in range(30):
+        scheduler.handle(submit(make_task(f"t{n}")), 0.0)
+    for second in range(1, 21):
+        commands = scheduler.handle(AttemptFinished(running.pop(0), 1, "a", 90), float(second))
+        running += [command.task.id for command in commands if isinstance(command, AssignTask)]
+    scheduler.handle(submit(make_task("nowhere", model="mistral-7b")), 20.0)
+
+    views = {view.task: view for view in snap(scheduler, 20.0).head}
+
+    assert (views["t22"].why, views["t23"].why) == ("no_kv_room", "behind_others")
+    assert views["t22"].eta_ms == pytest.approx(1_000, rel=0.1)
+    assert views["t29"].eta_ms == pytest.approx(8_000, rel=0.1)
+    assert (views["nowhere"].why, views["nowhere"].eta_ms) == ("no_worker", None)
