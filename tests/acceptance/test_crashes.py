@@ -7,6 +7,7 @@ same database, which closes what was left open.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -38,6 +39,10 @@ def server(tmp_path: Path) -> Iterator[LiveServer]:
 @asynccontextmanager
 async def workers(server: LiveServer, count: int = 2) -> AsyncIterator[None]:
     """Workers that dial the server whenever it is there."""
+    # Each vain try to dial is a warning, and while the server is down there are dozens a second.
+    log = logging.getLogger("cluster.worker.agent")
+    level = log.level
+    log.setLevel(logging.ERROR)
     running = []
     for number in range(count):
         name = f"w{number}"
@@ -50,6 +55,7 @@ async def workers(server: LiveServer, count: int = 2) -> AsyncIterator[None]:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        log.setLevel(level)
 
 
 def said_path(server: LiveServer) -> Path:

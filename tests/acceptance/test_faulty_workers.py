@@ -151,8 +151,10 @@ async def test_a_prompt_that_kills_its_workers_kills_two_and_no_other_request(se
         answer = await poisoned.answer()
 
     assert (poisoned.status, answer["error"]["code"]) == (500, "worker_crashed")
-    assert sorted(worker.poll() is None for worker in workers) == [False, False, True]
+    # A process closes its sockets a moment before it is over.
+    await until(lambda: sum(worker.poll() is not None for worker in workers) == 2, "two of them have died")
     assert (await witness.ask(stream=True, max_tokens=5)).done
+    assert sum(worker.poll() is None for worker in workers) == 1
 
 
 @pytest.mark.parametrize("how", [Call.leave, Call.vanish], ids=["FIN", "RST"])
