@@ -72,13 +72,14 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "name",
         "user",
         "tier",
+        "highest_tier",
         "requests_per_minute",
         "created_at",
         "expires_at",
         "revoked_at",
         "last_used_at",
     )
-    list_filter = (RevokedFilter, "tier", "created_at")
+    list_filter = (RevokedFilter, "tier", "highest_tier", "created_at")
     list_select_related = ("user",)
     search_fields = ("prefix", "last4", "name", "user__email")
     fields = (
@@ -86,6 +87,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "user",
         "name",
         "tier",
+        "highest_tier",
         "requests_per_minute",
         "expires_at",
         "created_at",

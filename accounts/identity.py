@@ -28,6 +28,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     key_label: str
     prefix: str
     tier: str
+    """For requests that name none."""
+    highest_tier: str
     expires_at_s: float | None = None
     """Wall clock, seconds since the epoch."""
     requests_per_minute: int = 0

@@ -295,6 +295,7 @@ class _Entry:
             key_label=row.name,
             prefix=row.prefix,
             tier=row.tier,
+            highest_tier=row.highest_tier,
             expires_at_s=None if row.expires_at is None else row.expires_at.timestamp(),
             requests_per_minute=row.requests_per_minute,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator
 from django.db import models
 from django.db.models.functions import Lower
@@ -86,7 +87,12 @@ class ApiKey(Credential):
     """A key of the data plane."""
 
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="api_keys")
-    tier = models.CharField(max_length=8, choices=Tier, default=Tier.DEFAULT)
+    tier = models.CharField(
+        "default tier", max_length=8, choices=Tier, default=Tier.DEFAULT, help_text="For requests that name none."
+    )
+    highest_tier = models.CharField(
+        max_length=8, choices=Tier, default=Tier.DEFAULT, help_text="A request that asks for more is served in this."
+    )
     requests_per_minute = models.PositiveIntegerField(
         default=60, validators=[MaxValueValidator(MAX_REQUESTS_PER_MINUTE)], help_text="0 means no limit."
     )
@@ -95,4 +101,19 @@ class ApiKey(Credential):
         verbose_name = "API key"
         constraints = [
             models.CheckConstraint(name="api_key_tier_is_known", condition=models.Q(tier__in=Tier.values)),
+            models.CheckConstraint(
+                name="api_key_highest_tier_is_known", condition=models.Q(highest_tier__in=Tier.values)
+            ),
         ]
+
+    def clean(self) -> None:
+        """Refuse a default tier that the key may not use."""
+        order = Tier.values
+        if (
+            self.tier in order
+            and self.highest_tier in order
+            and order.index(self.tier) < order.index(self.highest_tier)
+        ):
+            raise ValidationError(
+                {"tier": f"The default tier cannot be above the highest tier, which is {self.highest_tier}."}
+            )

@@ -22,6 +22,7 @@ class KeyRow(msgspec.Struct, frozen=True):
     digest: str
     name: str
     tier: str
+    highest_tier: str
     requests_per_minute: int
     user_id: int
     email: str
@@ -36,6 +37,7 @@ _KEY_COLUMNS = (
     "digest",
     "name",
     "tier",
+    "highest_tier",
     "requests_per_minute",
     "user_id",
     "user__email",

@@ -59,13 +59,22 @@ def create_key(
     user: User,
     name: str = "default",
     tier: str = DEFAULT_TIER,
+    highest_tier: str | None = None,
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """Create a key and return it with its secret, which nothing can show again."""
+    """Create a key and return it with its secret, which nothing can show again.
+
+    Unless told otherwise the highest tier it may use is its default tier.
+    """
     secret = make_key()
     key = ApiKey(
-        user=user, name=name.strip(), tier=tier, requests_per_minute=requests_per_minute, expires_at=expires_at
+        user=user,
+        name=name.strip(),
+        tier=tier,
+        highest_tier=highest_tier or tier,
+        requests_per_minute=requests_per_minute,
+        expires_at=expires_at,
     )
     key.describe(secret, settings.KEY_PEPPER.encode())
     key.full_clean()
@@ -74,10 +83,10 @@ def create_key(
 
 
 def save_key(*, key: ApiKey) -> ApiKey:
-    """Store a key whose name, tier, limit or expiry was changed."""
+    """Store a key whose name, tiers, limit or expiry was changed."""
     key.full_clean()
     with transaction.atomic():
-        key.save(update_fields=["name", "tier", "requests_per_minute", "expires_at"])
+        key.save(update_fields=["name", "tier", "highest_tier", "requests_per_minute", "expires_at"])
         forget_on_commit([key.prefix])
     return key
 

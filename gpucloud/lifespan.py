@@ -46,7 +46,17 @@ class Node:
                     worker_stale_s=settings.WORKER_STALE_S,
                     worker_silent_s=settings.WORKER_SILENT_S,
                     cancel_ack_s=settings.CANCEL_ACK_S,
+                    return_s=settings.WORKER_RETURN_S,
+                    probe_after_s=settings.PROBE_AFTER_S,
+                    probe_timeout_s=settings.PROBE_TIMEOUT_S,
+                    quarantine_s=settings.QUARANTINE_S,
+                    aged_after_s=settings.AGED_AFTER_S,
+                    max_waiting=settings.MAX_WAITING,
+                    max_waiting_share=settings.MAX_WAITING_SHARE,
                 ),
+                first_token_s=settings.FIRST_TOKEN_S,
+                next_token_s=settings.NEXT_TOKEN_S,
+                paused_s=settings.PAUSED_S,
             )
         )
         self.keyring = Keyring(pepper=settings.KEY_PEPPER.encode(), poll_s=settings.KEY_POLL_S)
@@ -54,9 +64,19 @@ class Node:
         self.registrar = Registrar(self.runtime.gateway, self.runtime.broker)
         self.roll_call = RollCall(self.runtime.gateway, self.ledger)
         self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
-        self.completions = Completions(self.runtime.gateway, self.ledger)
+        self.completions = Completions(
+            self.runtime.gateway,
+            self.ledger,
+            self.runtime.board,
+            lag_s=self.runtime.lag_s,
+            shed_lag_s=settings.SHED_LAG_S,
+        )
         endpoints = Endpoints(
-            self.completions, max_body_bytes=settings.MAX_BODY_BYTES, body_timeout_s=settings.BODY_TIMEOUT_S
+            self.completions,
+            max_body_bytes=settings.MAX_BODY_BYTES,
+            body_timeout_s=settings.BODY_TIMEOUT_S,
+            early_headers_s=settings.EARLY_HEADERS_S,
+            stuck_s=settings.STUCK_WRITER_S,
         )
         self.data_plane = DataPlane(endpoints, self.keyring, self.request_log)
         self.started = False

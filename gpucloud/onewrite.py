@@ -5,7 +5,7 @@ apart, which on the data plane's busiest path is a third of what the whole serve
 application that has its answer complete, and names of headers that are its own constants, may call
 `answer` on the cycle behind its `send` instead, and `take_body` for a body that has come already. They
 say so where that is not possible now, and messages are as good; under another server there are no such
-methods, and nothing else changes.
+methods, and nothing else changes. `abort` is what ASGI has no word for: it drops a client that never reads.
 
 And a kept-alive connection has one timer that looks now and then, instead of one for each answer.
 """
@@ -40,6 +40,10 @@ class OneWriteCycle(RequestResponseCycle):
         self.message_event.set()
         self.on_response()
         return True
+
+    def abort(self) -> None:
+        """Drop the connection at once, with what it has not taken."""
+        self.transport.abort()
 
 
 class OneWriteProtocol(HttpToolsProtocol):

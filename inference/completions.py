@@ -13,21 +13,24 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import get_args
+from collections.abc import Callable
+from typing import assert_never, get_args
 
 import msgspec
 
 from accounts.keyring import Identity
-from cluster.domain import TIERS, Generation, Message, Outcome, Task
+from cluster.domain import TIERS, Generation, Message, Outcome, Task, Tier, WaitingView
+from cluster.engine.board import SnapshotBoard
 from cluster.engine.gateway import Gateway
-from cluster.engine.streams import TokenStream
+from cluster.engine.streams import Note, TokenStream
+from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
 from gpucloud.lib.crashpoint import crashpoint
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
 from inference.ledger import Ledger, Row
 from inference.openai.errors import ApiError, invalid, model_not_found, unavailable
 from inference.openai.schemas import AssistantMessage, ChatMessage, ChatRequest, text_of
-from inference.records import Opened, Settlement
+from inference.records import Assigned, Noted, Opened, Queued, Retried, Settlement
 
 COMPLETED = Outcome.COMPLETED
 
@@ -40,6 +43,7 @@ class Completion(msgspec.Struct, eq=False):
     row: Row
     _gateway: Gateway
     _ledger: Ledger
+    _board: SnapshotBoard
     delivered_tokens: int = 0
     """Tokens handed to the socket; what is billed."""
     settlement: Settlement | None = None
@@ -94,10 +98,15 @@ class Completion(msgspec.Struct, eq=False):
         self._settle(Outcome.FAILED, error_code=error.code)
         self._ledger.give_up(self.row)
 
-    def leave(self) -> None:
+    def leave(self, code: str = "client_closed") -> None:
         """The client is gone: settle, stop the work, wake the endpoint. Safe at any time."""
-        self._settle(Outcome.CANCELLED, error_code="client_closed")
+        self._settle(Outcome.CANCELLED, error_code=code)
         self._gateway.abandon(self.stream)
+
+    @property
+    def place(self) -> WaitingView | None:
+        """Where the task stands in line; None if it does not wait, or too far behind to be shown."""
+        return self._board.place_of(self.task.id)
 
     def close(self) -> None:
         """Free what the request holds, whatever became of it."""
@@ -123,6 +132,8 @@ class Completion(msgspec.Struct, eq=False):
             queue_ms=stream.queued_s * 1000,
             ttft_ms=None if first_s is None else (first_s - started_s) * 1000,
             total_ms=(time.monotonic() - started_s) * 1000,
+            timeline=_tell_all(stream.notes, started_s),
+            whole=stream.buffered,
         )
         self._ledger.settle(self.row, self.settlement)
 
@@ -130,13 +141,27 @@ class Completion(msgspec.Struct, eq=False):
 class Completions:
     """Admits requests on one node."""
 
-    def __init__(self, gateway: Gateway, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        ledger: Ledger,
+        board: SnapshotBoard,
+        *,
+        lag_s: Callable[[], float] = lambda: 0.0,
+        shed_lag_s: float = 0.5,
+    ) -> None:
         self.draining = False
         self._gateway = gateway
         self._ledger = ledger
+        self._board = board
+        self._lag_s = lag_s
+        self._shed_lag_s = shed_lag_s
 
     async def start(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion:
         """Admit a request and hand it to the cluster, or raise the `ApiError` that says why not."""
+        if self._lag_s() > self._shed_lag_s:
+            # Before any work is done for it: a loop that lags must not be given more.
+            raise unavailable("The service is overloaded. Try again in a moment.", "engine_overloaded")
         card = MODELS.get(chat.model)
         if card is None:
             raise model_not_found(chat.model)
@@ -157,7 +182,7 @@ class Completions:
             model=chat.model,
             tenant=identity.tenant,
             tenant_label=identity.tenant_label,
-            tier=TIERS[identity.tier],
+            tier=_decide_tier(chat.service_tier, identity),
             node=self._gateway.node,
             prompt_tokens=prompt_tokens,
             generation=Generation(
@@ -186,7 +211,44 @@ class Completions:
         crashpoint("accept")
         # The row is queued before the task is: whatever happens to the task has a row to happen to.
         stream = self._gateway.submit(task, buffered=not chat.stream)
-        return Completion(task, stream, row, self._gateway, self._ledger)
+        return Completion(task, stream, row, self._gateway, self._ledger, self._board)
+
+
+def _tell_all(notes: list[Note], started_s: float) -> tuple[Noted, ...]:
+    """Return the timeline; an attempt that ended with its task is told by the outcome."""
+    if notes and type(notes[-1][1]) is FenceAttempt:
+        notes = notes[:-1]
+    return tuple([_tell(note, started_s) for note in notes])
+
+
+def _tell(note: Note, started_s: float) -> Noted:
+    """Return what befell a task as an event of its timeline."""
+    at_s, command, next_seq = note
+    at_ms = round((at_s - started_s) * 1000, 1)
+    match command:
+        case AnnounceAttempt():
+            return Assigned(
+                at_ms,
+                command.attempt,
+                command.worker_id,
+                command.worker_name,
+                command.worker_gpu,
+                next_seq,
+                command.choice,
+            )
+        case AnnounceWait():
+            return Queued(at_ms, command.why, command.position)
+        case FenceAttempt():
+            return Retried(at_ms, command.attempt, command.why, next_seq)
+        case _:
+            assert_never(command)
+
+
+def _decide_tier(asked: str | None, identity: Identity) -> Tier:
+    """Return the tier to serve: what was asked for, or the key's own, capped by what the key may use."""
+    tier = TIERS[identity.tier if asked is None or asked == "auto" else asked]
+    highest = TIERS[identity.highest_tier]
+    return tier if tier >= highest else highest
 
 
 def _read_message(message: ChatMessage, index: int) -> Message:

@@ -109,7 +109,7 @@ class _Tally:
         usage[_PLACE[end.outcome]] += 1
         if end.outcome is not Outcome.LOST:
             usage[6] += opened.prompt_tokens
-            usage[7] += end.delivered_tokens
+            usage[7] += end.billed_tokens
         usage[8] += end.generated_tokens
         if end.outcome is Outcome.COMPLETED:
             bars = self.bars.get(key)

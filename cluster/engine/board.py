@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.domain import ClusterSnapshot
+from cluster.domain import ClusterSnapshot, WaitingView
 
 
 class SnapshotBoard:
@@ -16,6 +16,8 @@ class SnapshotBoard:
 
     def __init__(self) -> None:
         self.latest = ClusterSnapshot()
+        self._places: dict[str, WaitingView] = {}
+        self._places_version = 0
         self._waiters: set[asyncio.Future[None]] = set()
 
     def publish(self, snapshot: ClusterSnapshot) -> None:
@@ -25,6 +27,13 @@ class SnapshotBoard:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def place_of(self, task_id: str) -> WaitingView | None:
+        """Return where a task stands in line; None if it does not wait, or too far behind to be shown."""
+        if self._places_version != self.latest.version:
+            self._places = {view.task: view for view in self.latest.head}
+            self._places_version = self.latest.version
+        return self._places.get(task_id)
 
     async def newer_than(self, version: int) -> ClusterSnapshot:
         """Return the latest snapshot once its version differs from `version`."""

@@ -14,7 +14,7 @@ from collections import deque
 
 from cluster.brokers.base import Broker
 from cluster.scheduler.core import Scheduler
-from cluster.scheduler.events import Event, Tick
+from cluster.scheduler.events import Event, LoopPaused, Tick
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +23,21 @@ MAX_SLEEP_S = 0.25
 SNAPSHOT_DELAY_S = 0.05
 SNAPSHOT_INTERVAL_S = 0.5
 SNAPSHOT_IDLE_S = 2.0
+PAUSED_S = 2.5
+"""A tick that comes so late means that this process did not run."""
 
 
 class Dispatcher:
     """Owns the Scheduler of the cluster while it is the active dispatcher."""
 
-    def __init__(self, scheduler: Scheduler, broker: Broker) -> None:
+    def __init__(self, scheduler: Scheduler, broker: Broker, *, paused_s: float = PAUSED_S) -> None:
         self.scheduler = scheduler
+        self._paused_s = paused_s
         self.last_tick_at_s = 0.0
-        """Loop time of the last tick: how `/readyz` knows that the loop turns."""
+        """When the last tick was (monotonic): how `/readyz` knows that the loop turns."""
+        self.lag_s = 0.0
+        """How late the last tick was: how busy the loop is."""
+        self._due_at_s = float("inf")
         self._broker = broker
         self._inbox: deque[Event] = deque()
         self._busy = False
@@ -82,8 +88,15 @@ class Dispatcher:
     def _tick(self) -> None:
         if self._loop is None:
             return
+        now = time.monotonic()
+        self.lag_s = max(0.0, now - self._due_at_s)
+        # Timers come before sockets when a process wakes up. What workers sent meanwhile is still
+        # unread, so nobody may be judged by how long ago they were heard.
+        paused = self.lag_s > self._paused_s
+        if paused:
+            log.warning("this process was paused for %.1f s: heartbeat windows begin anew", self.lag_s)
         try:
-            if self._handle(Tick()):
+            if self._handle(LoopPaused(self.lag_s) if paused else Tick()):
                 self._note_change()
         except Exception:
             # A bug in one decision must not stop time for everybody else.
@@ -95,6 +108,7 @@ class Dispatcher:
             self._schedule_snapshot(SNAPSHOT_IDLE_S)
         deadline = self.scheduler.next_deadline()
         delay_s = MAX_SLEEP_S if deadline is None else min(MAX_SLEEP_S, max(0.001, deadline - now))
+        self._due_at_s = now + delay_s
         self._timer = self._loop.call_later(delay_s, self._tick)
 
     def _note_change(self) -> None:

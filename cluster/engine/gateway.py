@@ -16,6 +16,7 @@ from typing import assert_never
 
 from cluster.brokers.base import Broker
 from cluster.domain import FinishReason, Outcome, Task, WorkerSpec
+from cluster.engine import probes
 from cluster.engine.links import WorkerLink
 from cluster.engine.streams import StreamFailure, TokenStream, Verdict
 from cluster.protocol.messages import (
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 MAX_STRAYS_PER_MINUTE = 100
 
 CANCELLED = FinishReason.CANCELLED
+
+BLAMELESS = frozenset({1000, CloseCode.GOING_AWAY, CloseCode.NO_TOKEN, CloseCode.EVICTED})
+"""Reasons for us to hang up that are no fault of the worker's process."""
 
 
 class Gateway:
@@ -122,12 +126,16 @@ class Gateway:
     def hang_up(self, link: WorkerLink, code: int, reason: str) -> None:
         """End a link from our side. Its tasks move on now, not when the far end has answered."""
         link.close(code, reason)
-        self.leave(link, reason)
+        self.leave(link, reason, clean=code in BLAMELESS)
 
-    def leave(self, link: WorkerLink, reason: str) -> None:
-        """Forget a link and tell the dispatcher, unless both have happened already."""
+    def leave(self, link: WorkerLink, reason: str, *, clean: bool = False) -> None:
+        """Forget a link and tell the dispatcher, unless both have happened already.
+
+        `clean` says that nothing is wrong with the worker: it said goodbye, or was sent away.
+        """
         if self.links.pop(link.id, None) is not None:
-            self._broker.publish_event(events.WorkerLost(_worker(link).id, link.id, reason))
+            clean = clean or self.draining
+            self._broker.publish_event(events.WorkerLost(_worker(link).id, link.id, reason, clean))
 
     def drain(self, deadline_s: float) -> None:
         """Ask every worker to finish here and come back elsewhere; let no other in."""
@@ -141,26 +149,30 @@ class Gateway:
             case commands.AnnounceAttempt():
                 if stream := self.streams.get(command.task_id):
                     stream.announce(command.attempt, command.worker_id, command.worker_name, command.queued_s)
+                    stream.notes.append((stream.progress_at_s, command, stream.next_seq))
             case commands.AssignTask():
                 self._assign(command)
             case commands.CancelAttempt():
                 if link := self.links.get(command.link):
                     link.send(Cancel(task=command.task_id, attempt=command.attempt))
             case commands.FenceAttempt():
-                stream = self.streams.get(command.task_id)
-                next_seq = stream.fence(command.attempt) if stream else 0
+                next_seq = 0
+                if stream := self.streams.get(command.task_id):
+                    next_seq = stream.fence(command.attempt)
+                    stream.notes.append((time.monotonic(), command, next_seq))
                 self._broker.publish_event(events.AttemptFenced(command.task_id, command.attempt, next_seq))
             case commands.FailTask():
                 if stream := self.streams.get(command.task_id):
                     stream.fail(StreamFailure(command.outcome, command.code, command.message, command.retry_after_s))
             case commands.AnnounceWait():
-                pass
+                if stream := self.streams.get(command.task_id):
+                    stream.notes.append((time.monotonic(), command, stream.next_seq))
             case commands.DrainWorker():
                 if link := self.links.get(command.link):
                     link.send(Drain())
             case commands.ProbeWorker():
-                # Not built yet: as if the worker could not do it.
-                self._broker.publish_event(events.ProbeAnswered(command.worker_id, command.link, command.probe, False))
+                if link := self.links.get(command.link):
+                    probes.send(link, command)
             case commands.EvictWorker():
                 # The dispatcher has let go of it already: nothing to tell, only to close.
                 if link := self.links.pop(command.link, None):
@@ -189,6 +201,7 @@ class Gateway:
             kv_bytes=hello.kv_bytes,
             resumes=frozenset(hello.resumes or ()),
             simulated=hello.simulated,
+            lineage=f"{link.token_id}/{hello.name}",
         )
         self.links[link.id] = link
         # Welcome is queued before the event, so that it precedes any assignment the event causes.
@@ -230,16 +243,24 @@ class Gateway:
         worker_id = _worker(link).id
         if not self._end_assignment(link, task_id, attempt):
             return
+        generated_tokens = finished.generated_tokens
         if reason is CANCELLED:
-            self._broker.publish_event(events.AttemptReleased(task_id, attempt, worker_id))
+            self._broker.publish_event(events.AttemptReleased(task_id, attempt, worker_id, generated_tokens))
             return
         if stream := self.streams.get(task_id):
-            stream.finish(worker_id, attempt, reason, finished.generated_tokens)
+            stream.finish(worker_id, attempt, reason, generated_tokens)
+        elif probe := probes.number_of(task_id):
+            self._broker.publish_event(events.ProbeAnswered(worker_id, link.id, probe, True))
+            return
         # Told also when the stream is gone: the worker's slot is free, whoever was waiting.
-        self._broker.publish_event(events.AttemptFinished(task_id, attempt, worker_id))
+        self._broker.publish_event(events.AttemptFinished(task_id, attempt, worker_id, generated_tokens))
 
     def _on_failed(self, link: WorkerLink, failed: Failed) -> None:
-        if self._end_assignment(link, failed.task, failed.attempt):
+        if not self._end_assignment(link, failed.task, failed.attempt):
+            return
+        if probe := probes.number_of(failed.task):
+            self._broker.publish_event(events.ProbeAnswered(_worker(link).id, link.id, probe, False))
+        else:
             self._broker.publish_event(
                 events.AttemptFailed(failed.task, failed.attempt, _worker(link).id, failed.code, failed.retryable)
             )

@@ -14,8 +14,9 @@ import msgspec
 from cluster.brokers.base import Broker
 from cluster.brokers.memory import MemoryBroker
 from cluster.engine.board import SnapshotBoard
-from cluster.engine.dispatcher import MAX_SLEEP_S, Dispatcher
+from cluster.engine.dispatcher import MAX_SLEEP_S, PAUSED_S, Dispatcher
 from cluster.engine.gateway import Gateway
+from cluster.engine.progress import ProgressWatch
 from cluster.scheduler.core import Scheduler, Settings
 
 MAX_FRAME_BYTES = 1024 * 1024
@@ -29,6 +30,11 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float
     hello_timeout_s: float
     scheduler: Settings
+    first_token_s: float = 30.0
+    """An attempt without a first token stalls after this."""
+    next_token_s: float = 10.0
+    """One without the next."""
+    paused_s: float = PAUSED_S
 
 
 class Runtime:
@@ -42,7 +48,14 @@ class Runtime:
             settings.node, self.broker, heartbeat_s=settings.heartbeat_s, max_frame_bytes=MAX_FRAME_BYTES
         )
         scheduler = Scheduler(settings.scheduler, random.Random(), now=time.monotonic())
-        self.dispatcher = Dispatcher(scheduler, self.broker)
+        self.dispatcher = Dispatcher(scheduler, self.broker, paused_s=settings.paused_s)
+        self._progress = ProgressWatch(
+            self.gateway.streams,
+            self.broker.publish_event,
+            first_token_s=settings.first_token_s,
+            next_token_s=settings.next_token_s,
+            paused_s=settings.paused_s,
+        )
 
     async def start(self) -> None:
         """Connect the parts and begin to schedule."""
@@ -51,11 +64,17 @@ class Runtime:
         self.broker.attach_board(self.board.publish)
         await self.broker.start()
         self.dispatcher.start()
+        self._progress.start()
 
     async def stop(self) -> None:
         """Stop scheduling and disconnect."""
+        self._progress.stop()
         self.dispatcher.stop()
         await self.broker.stop()
+
+    def lag_s(self) -> float:
+        """Return how late the event loop was of late, seconds."""
+        return self.dispatcher.lag_s
 
     def ills(self) -> list[str]:
         """Return what keeps this node from working, one phrase each; empty when it is well."""

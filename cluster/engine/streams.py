@@ -16,6 +16,10 @@ from enum import Enum
 import msgspec
 
 from cluster.domain import FinishReason, Outcome, Task
+from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
+
+Note = tuple[float, AnnounceAttempt | AnnounceWait | FenceAttempt, int]
+"""When something befell a task, what, and the index of the next token then."""
 
 
 class Verdict(Enum):
@@ -62,10 +66,16 @@ class TokenStream(msgspec.Struct, eq=False):
     abandoned: bool = False
     ended: bool = False
     """Whether no more tokens will come, for any of these reasons."""
+    began_at_seq: int = 0
+    """Where the current attempt began."""
+    progress_at_s: float = 0.0
+    """When the current attempt was announced or last gave a token."""
+    notes: list[Note] = []
+    """What befell the task, and when (monotonic seconds): what its timeline is told from."""
     on_end: Callable[[], None] | None = None
     """Called once, in the stack of whoever ends the stream; whoever sets it has no need to wait."""
     _texts: list[str] = []
-    _waiter: asyncio.Future[None] | None = None
+    _waiter: asyncio.Future[bool] | None = None
 
     def announce(self, attempt: int, worker_id: str, worker_name: str, queued_s: float) -> None:
         """Open the stream to the tokens of `attempt` and of no other."""
@@ -74,6 +84,8 @@ class TokenStream(msgspec.Struct, eq=False):
             self.worker_id = worker_id
             self.worker_name = worker_name
             self.queued_s = queued_s
+            self.began_at_seq = self.next_seq
+            self.progress_at_s = time.monotonic()
 
     def push(self, worker_id: str, attempt: int, seq: int, texts: list[str]) -> Verdict:
         """Accept new tokens, or say why not."""
@@ -83,8 +95,9 @@ class TokenStream(msgspec.Struct, eq=False):
             return self._judge_stranger()
         if seq != self.next_seq:
             return Verdict.STRAY if seq < self.next_seq else Verdict.GAP
+        self.progress_at_s = now = time.monotonic()
         if self.first_token_at_s is None:
-            self.first_token_at_s = time.monotonic()
+            self.first_token_at_s = now
         self.next_seq = seq + len(texts)
         self._texts += texts
         if not self.buffered and self._waiter is not None:
@@ -137,15 +150,29 @@ class TokenStream(msgspec.Struct, eq=False):
         self.taken += len(texts)
         return texts
 
-    async def wait(self) -> None:
-        """Return when there is something to take, or the stream has ended. One reader at a time."""
+    @property
+    def waiting_tokens(self) -> int:
+        """How many tokens nobody has taken yet."""
+        return len(self._texts)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Return True when there is something to take, or the stream has ended; False after `timeout_s`.
+
+        One reader at a time.
+        """
         if self.ended or (self._texts and not self.buffered):
-            return
-        self._waiter = asyncio.get_running_loop().create_future()
+            return True
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiter = waiter
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _give_up, waiter)
         try:
-            await self._waiter
+            await waiter
+            return waiter.result()
         finally:
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
     def _judge_stranger(self) -> Verdict:
         # A fenced attempt is nobody's: who had it is being told to stop, and that takes time to arrive.
@@ -160,4 +187,9 @@ class TokenStream(msgspec.Struct, eq=False):
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)
+
+
+def _give_up(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)

@@ -65,6 +65,8 @@ class FenceAttempt(msgspec.Struct, frozen=True, gc=False):
     node: str
     task_id: str
     attempt: int
+    why: str = ""
+    """The code of its bad end: `worker_lost`, `worker_failed`, `worker_stalled`."""
 
 
 class FailTask(msgspec.Struct, frozen=True, gc=False):

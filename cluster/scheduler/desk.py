@@ -69,16 +69,18 @@ class Desk:
 
     def _admit(self, record: TaskRecord, now: float) -> None:
         """Give a task to a worker, or let it wait at its rank, or say why neither makes sense."""
+        # Most tasks find a worker at once: why they could not have been served is nobody's question.
+        if self._matcher.place(record, now):
+            self._announce((record,))
+            self.timers.arm(record, record.submitted_at_s + self.settings.total_timeout_s)
+            return
         if refusal := self._refusal(record, now):
             self._fail(record, Trigger.REFUSE, refusal)
             return
-        if self._matcher.place(record, now):
-            self._announce((record,))
-        elif record.past is None and (refusal := admission.turn_away(record, self.queues, self.settings, now)):
+        if record.past is None and (refusal := admission.turn_away(record, self.queues, self.settings, now)):
             self._fail(record, Trigger.REFUSE, refusal)
             return
-        else:
-            self._put_in_line(record, now)
+        self._put_in_line(record, now)
         self.timers.arm(record, self._due_at_s(record))
 
     def _put_in_line(self, record: TaskRecord, now: float) -> None:
@@ -191,7 +193,7 @@ class Desk:
         past.excluded |= {worker.spec.id}
         past.resumes = worker.spec.resumes
         past.failure = failure
-        self._out.append(FenceAttempt(record.task.node, record.task.id, record.attempt))
+        self._out.append(FenceAttempt(record.task.node, record.task.id, record.attempt, failure))
         return past
 
     def _fail(self, record: TaskRecord, trigger: Trigger, failure: FailTask) -> None:

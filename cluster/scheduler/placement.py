@@ -37,7 +37,7 @@ FEW = 8
 class Pool:
     """Live workers with equal offers, all simulated or none."""
 
-    __slots__ = ("_by_room", "_by_score", "_changed", "_offers", "ready", "simulated", "workers")
+    __slots__ = ("_by_room", "_by_score", "_offers", "changed", "ready", "simulated", "workers")
 
     def __init__(self, offers: tuple[ModelOffer, ...], *, simulated: bool) -> None:
         self.workers: dict[str, WorkerRecord] = {}
@@ -47,17 +47,13 @@ class Pool:
         self._offers = {offer.id: offer for offer in offers}
         self._by_score: list[ByScore] = []
         self._by_room: list[ByRoom] = []
-        self._changed: dict[str, WorkerRecord] = {}
+        self.changed: dict[str, WorkerRecord] = {}
         """Workers whose entries are not true any more, until somebody wants to know."""
-
-    def note(self, worker: WorkerRecord) -> None:
-        """Note that the worker's entries are not true any more."""
-        self._changed[worker.spec.id] = worker
 
     def forget(self, worker: WorkerRecord) -> None:
         """Let go of a worker."""
         del self.workers[worker.spec.id]
-        self._changed.pop(worker.spec.id, None)
+        self.changed.pop(worker.spec.id, None)
 
     def best(
         self,
@@ -126,10 +122,10 @@ class Pool:
 
     def _push_changed(self, rng: random.Random) -> None:
         """Add the true entries of all workers that changed since the last choice."""
-        for worker in self._changed.values():
+        for worker in self.changed.values():
             if worker.ready:
                 self._push(worker, rng.random())
-        self._changed.clear()
+        self.changed.clear()
 
     def _push(self, worker: WorkerRecord, tie: float) -> None:
         heappush(self._by_score, (worker.load, worker.slowness, tie, worker.version, worker))
@@ -224,11 +220,12 @@ class Placement:
         self._version += 1
         worker.version = self._version
         ready = worker.open and not worker.stale and worker.kept_for is None and worker.has_slot
+        pool = worker.pool
         if ready is not worker.ready:
             worker.ready = ready
-            worker.pool.ready += 1 if ready else -1
+            pool.ready += 1 if ready else -1
         if ready:
-            worker.pool.note(worker)
+            pool.changed[worker.spec.id] = worker
 
     def is_ready(self, worker: WorkerRecord, now: float) -> bool:
         """Return whether a worker may be given something now; notes if it has become stale."""
@@ -284,7 +281,7 @@ class Placement:
 
     def has_ready(self, model: str) -> bool:
         """Return whether some worker with a model has a free slot to give."""
-        return any([pool.ready for pool in self._by_model.get(model, ())])
+        return sum([pool.ready for pool in self._by_model.get(model, ())]) > 0
 
     def limit_tokens(self, demand: Demand) -> int:
         """Return the most tokens one task of a kind can have on any worker that takes new ones."""

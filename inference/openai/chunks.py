@@ -114,6 +114,11 @@ class ChunkEncoder:
         return self._head.encode() + b'],"usage":' + encode(usage) + b"}\n\n"
 
 
+def comment(text: str) -> bytes:
+    """Return what keeps a connection open and is no event: clients ignore it."""
+    return f": {text}\n\n".encode()
+
+
 def error_event(envelope: ErrorEnvelope) -> bytes:
     """Return the event that ends a broken stream; no `[DONE]` follows it."""
     return b"data: " + encode(envelope) + b"\n\n"

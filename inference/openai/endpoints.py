@@ -22,6 +22,7 @@ from inference.openai.chunks import (
     Choice,
     ChunkEncoder,
     ModelList,
+    comment,
     encode,
     error_event,
     make_usage,
@@ -29,13 +30,27 @@ from inference.openai.chunks import (
 from inference.openai.errors import ApiError, from_failure, model_not_found, unavailable
 from inference.openai.http import Exchange
 from inference.openai.schemas import ChatRequest, parse_chat
+from inference.openai.writers import Writers
+
+COMMENT_EVERY_S = 2.0
+"""How often a client that waits for its first token is told that it still does."""
 
 
 class Endpoints:
     """What can be called on `/v1`, for callers who are known."""
 
-    def __init__(self, completions: Completions, *, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        early_headers_s: float = 2.0,
+        stuck_s: float = 30.0,
+    ) -> None:
         self._completions = completions
+        self._early_headers_s = early_headers_s
+        self._writers = Writers(stuck_s=stuck_s)
         self._watch = Watch()
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -63,15 +78,61 @@ class Endpoints:
         watched = self._watch.start(exchange.receive, completion.leave)
         try:
             if chat.stream:
-                await _stream(exchange, completion, chat)
+                self._writers.add(exchange, completion)
+                await self._stream(exchange, completion, chat)
             else:
                 await _answer(exchange, completion)
         except UnableToCommit:
             await _refuse(exchange, completion, unavailable(_NOT_RECORDED, "service_unavailable"))
         finally:
             watched.stop()
+            self._writers.remove(exchange)
             completion.close()
         return completion
+
+    async def _stream(self, exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
+        """Send tokens as they come, then the commit, then the farewell in one piece."""
+        stream, task = completion.stream, completion.task
+        encoder = ChunkEncoder(
+            id=_public_id(completion),
+            created=completion.created,
+            model=task.model,
+            service_tier=task.tier.word,
+            include_usage=chat.include_usage,
+        )
+        if not await stream.wait(self._early_headers_s):
+            await self._keep_company(exchange, completion)
+        if stream.failure is None and not stream.abandoned:
+            if not exchange.started:
+                # From the first token on; before it, a failure is still a status that clients can retry.
+                await completion.opened()
+                await exchange.start_stream()
+            await _pump(exchange, completion, encoder)
+        if stream.abandoned:
+            return
+        if stream.failure is not None:
+            error = from_failure(stream.failure)
+            completion.fail(error, stream.failure.outcome)
+            await _send_failure(exchange, error)
+            return
+        await completion.complete()
+        ending = encoder.finish(str(stream.finish_reason))
+        if chat.include_usage:
+            ending += encoder.usage(make_usage(task.prompt_tokens, completion.delivered_tokens))
+        await exchange.end_stream(ending + DONE)
+        crashpoint("after_send")
+
+    async def _keep_company(self, exchange: Exchange, completion: Completion) -> None:
+        """Send headers early, and comments until there is a token: people see that their request lives.
+
+        From here on a failure is an event inside a 200, which clients do not retry by themselves.
+        """
+        await completion.opened()
+        await exchange.start_stream()
+        while True:
+            await exchange.send_part(comment(_describe_wait(completion)))
+            if await completion.stream.wait(COMMENT_EVERY_S):
+                return
 
 
 async def _answer(exchange: Exchange, completion: Completion) -> None:
@@ -99,37 +160,6 @@ async def _answer(exchange: Exchange, completion: Completion) -> None:
         await exchange.send_error(error)
 
 
-async def _stream(exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
-    """Send tokens as they come, then the commit, then the farewell in one piece."""
-    stream, task = completion.stream, completion.task
-    encoder = ChunkEncoder(
-        id=_public_id(completion),
-        created=completion.created,
-        model=task.model,
-        service_tier=task.tier.word,
-        include_usage=chat.include_usage,
-    )
-    await stream.wait()
-    if stream.failure is None and not stream.abandoned:
-        # From the first token on; before it, a failure is still a status that clients can retry.
-        await completion.opened()
-        await exchange.start_stream()
-        await _pump(exchange, completion, encoder)
-    if stream.abandoned:
-        return
-    if stream.failure is not None:
-        error = from_failure(stream.failure)
-        completion.fail(error, stream.failure.outcome)
-        await _send_failure(exchange, error)
-        return
-    await completion.complete()
-    ending = encoder.finish(str(stream.finish_reason))
-    if chat.include_usage:
-        ending += encoder.usage(make_usage(task.prompt_tokens, completion.delivered_tokens))
-    await exchange.end_stream(ending + DONE)
-    crashpoint("after_send")
-
-
 async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncoder) -> None:
     """Send tokens until the stream ends. What has arrived together leaves together."""
     stream = completion.stream
@@ -144,6 +174,17 @@ async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncode
             return
         else:
             await stream.wait()
+
+
+def _describe_wait(completion: Completion) -> str:
+    """Return what a client that waits may know: its place in line and about how long that takes."""
+    if completion.stream.worker_id:
+        return "waiting for the first token"
+    place = completion.place
+    if place is None:
+        return "queue"
+    eta = "" if place.eta_ms is None else f" eta_ms={place.eta_ms}"
+    return f"queue position={place.position}{eta}"
 
 
 async def _refuse(exchange: Exchange, completion: Completion, error: ApiError) -> None:

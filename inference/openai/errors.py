@@ -75,11 +75,13 @@ def model_not_found(model: str) -> ApiError:
 def from_failure(failure: StreamFailure) -> ApiError:
     """Return the error for a task that the cluster could not serve."""
     status = _STATUS.get(failure.code, 500)
-    headers = retry_headers(failure.retry_after_s or 1.0) if status == 503 else ()
-    return ApiError(status, failure.message, code=failure.code, type="server_error", headers=headers)
+    headers = retry_headers(failure.retry_after_s or 1.0) if status in (429, 503) else ()
+    kind = "requests" if status == 429 else "server_error"
+    return ApiError(status, failure.message, code=failure.code, type=kind, headers=headers)
 
 
 _STATUS = {
+    "rate_limit_exceeded": 429,
     "no_worker_available": 503,
     "queue_timeout": 503,
     "engine_overloaded": 503,

@@ -31,6 +31,9 @@ class Server(Protocol):
     def answer(self, status: int, head: bytes, body: bytes) -> bool:
         """Send status, header lines and body in one write; False: use `send`."""
 
+    def abort(self) -> None:
+        """Drop the connection at once."""
+
 
 class ClientGone(Exception):
     """The client left before its request was read."""
@@ -50,6 +53,8 @@ class Exchange(msgspec.Struct, eq=False):
     status: int = 0
     started: bool = False
     """Whether the status line has left; from then on an error is an event, not a status."""
+    writing_since_s: float = 0.0
+    """Since when a piece of the stream waits for the socket to take it (monotonic); 0 when none does."""
     content_type: bytes = b""
     content_encoding: bytes = b""
     _authorization: bytes | None = None
@@ -143,11 +148,20 @@ class Exchange(msgspec.Struct, eq=False):
 
     async def send_part(self, body: bytes) -> None:
         """Send a piece of the stream; returns when the socket has room for more."""
+        self.writing_since_s = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self.writing_since_s = 0.0
 
     async def end_stream(self, body: bytes = b"") -> None:
         """Send the last piece and end the stream well-formed."""
+        self.writing_since_s = time.monotonic()
         await self._send({"type": "http.response.body", "body": body})
+        self.writing_since_s = 0.0
+
+    def abort(self) -> None:
+        """Drop the connection with what it has not taken, where the server can; a `send` that waits returns."""
+        if self._server is not None:
+            self._server.abort()
 
     async def _start(self, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.status = status

@@ -8,7 +8,7 @@ refused. None is ignored in silence.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -121,7 +121,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     store: bool | None = None
     parallel_tool_calls: bool | None = None
-    service_tier: Raw | UnsetType = UNSET
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     response_format: Raw | UnsetType = UNSET
     modalities: Raw | UnsetType = UNSET
     tools: Raw | UnsetType = UNSET
@@ -243,7 +243,6 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "store": (False,),
     "parallel_tool_calls": (True, False),
-    "service_tier": (None, "auto", "default"),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "tools": (None, []),

@@ -57,6 +57,7 @@ SETTINGS = SchedulerSettings(
     quarantine_s=1.0,
 )
 """The product's time-outs and bounds, cut down to the length of a run."""
+STUCK_S = 4.0
 CANCEL_S = 0.25
 """How long it may take from a client's departure until the cancel is on its way."""
 SETTLE_S = 2 * SETTINGS.cancel_ack_s + 4 * HEARTBEAT_S
@@ -159,6 +160,7 @@ class World:
             "max_tokens": self.rng.randint(1, 24),
             "seed": self.rng.randrange(1_000),
             "stream": self.rng.random() < 0.7,
+            "service_tier": self.rng.choice(("auto", "auto", "default", "flex", "priority")),
         }
         client = SimClient(self, number, body, key=f"{self.rng.choice('aab')}-key")
         self.clients.append(client)
@@ -262,11 +264,21 @@ class World:
 
     def _build(self) -> None:
         self.runtime = Runtime(
-            RuntimeSettings(node="node-1", heartbeat_s=HEARTBEAT_S, hello_timeout_s=1.0, scheduler=SETTINGS)
+            RuntimeSettings(
+                node="node-1",
+                heartbeat_s=HEARTBEAT_S,
+                hello_timeout_s=1.0,
+                scheduler=SETTINGS,
+                first_token_s=4.0,
+                next_token_s=2.0,
+                paused_s=1.0,
+            )
         )
         self.scheduler.world = self  # type: ignore[attr-defined]
-        completions = Completions(self.gateway, self.ledger)
-        endpoints = Endpoints(completions, max_body_bytes=10_000, body_timeout_s=1.0)
+        completions = Completions(self.gateway, self.ledger, self.runtime.board, lag_s=self.runtime.lag_s)
+        endpoints = Endpoints(
+            completions, max_body_bytes=10_000, body_timeout_s=1.0, early_headers_s=1.0, stuck_s=STUCK_S
+        )
         self.data_plane = DataPlane(endpoints, _Keyring(), RequestLog(enabled=False))  # type: ignore[arg-type]
 
     def _happen(self) -> None:
@@ -332,7 +344,14 @@ class _Keyring:
     def peek(self, secret: bytes, now: float) -> Identity:
         name = secret.decode()[0]
         return Identity(
-            key_id=1, user_id=1, tenant=f"usr_{name}", tenant_label=name, key_label=name, prefix="sk", tier="default"
+            key_id=1,
+            user_id=1,
+            tenant=f"usr_{name}",
+            tenant_label=name,
+            key_label=name,
+            prefix="sk",
+            tier="default",
+            highest_tier="priority",
         )
 
 

@@ -28,7 +28,10 @@ class Command(BaseCommand):
             help="requests per minute, 0 for no limit (default: %(default)s)",
         )
         parser.add_argument(
-            "--tier", choices=TIERS, default=DEFAULT_TIER, help="queue class of its requests (default: %(default)s)"
+            "--tier",
+            choices=TIERS,
+            default=DEFAULT_TIER,
+            help="queue class of its requests, and the highest they may ask for (default: %(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

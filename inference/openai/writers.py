@@ -1,0 +1,55 @@
+"""Cuts off streams whose client does not read.
+
+`send` waits while a client's socket is full, and nothing ends that wait: no time-out of the server's,
+no disconnect. So one look over all streams now and then finds those that have waited too long, or for
+whom too much is kept meanwhile, settles them and drops their connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from inference.completions import Completion
+from inference.openai.http import Exchange
+
+LOOKS = 30
+"""Looks in the time that a writer may be stuck."""
+MAX_TOKENS = 4_096
+"""Tokens kept for a client that does not read, some 256 KB: past that it is cut off at the next look."""
+
+
+class Writers:
+    """The streams that are being written, on one event loop."""
+
+    def __init__(self, *, stuck_s: float) -> None:
+        self._stuck_s = stuck_s
+        self._streams: dict[Exchange, Completion] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, exchange: Exchange, completion: Completion) -> None:
+        """Look after a stream until it is removed."""
+        self._streams[exchange] = completion
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._stuck_s / LOOKS, self._turn)
+
+    def remove(self, exchange: Exchange) -> None:
+        """Let go of a stream that has ended."""
+        self._streams.pop(exchange, None)
+
+    def look(self, now: float) -> None:
+        """Cut off who is stuck at `now`, monotonic seconds."""
+        for exchange, completion in list(self._streams.items()):
+            if not exchange.writing_since_s:
+                continue
+            stuck_s = now - exchange.writing_since_s
+            too_much = completion.stream.waiting_tokens > MAX_TOKENS and stuck_s >= self._stuck_s / LOOKS
+            if stuck_s >= self._stuck_s or too_much:
+                completion.leave("client_too_slow")
+                exchange.abort()
+
+    def _turn(self) -> None:
+        self._timer = None
+        if self._streams:
+            self._timer = asyncio.get_running_loop().call_later(self._stuck_s / LOOKS, self._turn)
+            self.look(time.monotonic())
