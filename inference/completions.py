@@ -24,6 +24,7 @@ from cluster.engine.board import SnapshotBoard
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import Note, TokenStream
 from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
+from gpucloud.lib.crashpoint import crashpoint
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
 from inference.ledger import Ledger, Row
@@ -60,7 +61,9 @@ class Completion(msgspec.Struct, eq=False):
     async def complete(self) -> None:
         """Put the completed request on record; after that its last byte may leave."""
         self._settle(COMPLETED, finish_reason=self.stream.finish_reason)
+        crashpoint("before_commit")
         await self._ledger.committed(self.row)
+        crashpoint("after_commit")
 
     def completed_whole(self) -> asyncio.Future[None]:
         """Return what resolves once all tokens are there and the completed request is on record.
@@ -81,6 +84,7 @@ class Completion(msgspec.Struct, eq=False):
         if stream.finish_reason is not None:
             self.delivered_tokens = stream.next_seq
             self._settle(COMPLETED, finish_reason=stream.finish_reason)
+            crashpoint("before_commit")
             self._ledger.tell_committed(self.row, waiter)
         elif not waiter.done():
             waiter.set_result(None)
@@ -204,6 +208,7 @@ class Completions:
                 created_at_s=time.time(),
             )
         )
+        crashpoint("accept")
         # The row is queued before the task is: whatever happens to the task has a row to happen to.
         stream = self._gateway.submit(task, buffered=not chat.stream)
         return Completion(task, stream, row, self._gateway, self._ledger, self._board)

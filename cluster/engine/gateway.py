@@ -35,6 +35,7 @@ from cluster.protocol.messages import (
     Welcome,
 )
 from cluster.scheduler import commands, events
+from gpucloud.lib.crashpoint import crashpoint
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Gateway:
         stream = TokenStream(task, buffered=buffered)
         self.streams[task.id] = stream
         self._broker.publish_event(events.TaskSubmitted(task))
+        crashpoint("enqueue")
         return stream
 
     def abandon(self, stream: TokenStream) -> None:
@@ -234,6 +236,7 @@ class Gateway:
                 self._refuse(link, verdict, chunk.task, chunk.attempt, "step")
             elif first:
                 started.append(stream)
+                crashpoint("first_token")
 
     def _on_finished(self, link: WorkerLink, finished: Finished) -> None:
         task_id, attempt, reason = finished.task, finished.attempt, finished.reason
@@ -278,6 +281,7 @@ class Gateway:
                 resume_from=command.resume_from,
             )
         )
+        crashpoint("assign")
         if link.congested:
             self.hang_up(link, CloseCode.SILENT, "the worker does not read")
 

@@ -92,7 +92,7 @@ class TokenStream(msgspec.Struct, eq=False):
         if attempt != self.attempt or self.ended:
             return Verdict.STRAY
         if worker_id != self.worker_id:
-            return Verdict.FOREIGN
+            return self._judge_stranger()
         if seq != self.next_seq:
             return Verdict.STRAY if seq < self.next_seq else Verdict.GAP
         self.progress_at_s = now = time.monotonic()
@@ -123,7 +123,7 @@ class TokenStream(msgspec.Struct, eq=False):
         if attempt != self.attempt or self.ended:
             return Verdict.STRAY
         if worker_id != self.worker_id:
-            return Verdict.FOREIGN
+            return self._judge_stranger()
         # A worker's own figure may only add what it held back, never take away what arrived.
         self.generated_tokens = max(generated_tokens, self.next_seq)
         self.finish_reason = reason
@@ -173,6 +173,10 @@ class TokenStream(msgspec.Struct, eq=False):
             self._waiter = None
             if timer is not None:
                 timer.cancel()
+
+    def _judge_stranger(self) -> Verdict:
+        # A fenced attempt is nobody's: who had it is being told to stop, and that takes time to arrive.
+        return Verdict.FOREIGN if self.worker_id else Verdict.STRAY
 
     def _end(self) -> None:
         self.ended = True

@@ -42,6 +42,9 @@ class WorkerEvents(Health):
         self.timers.arm(worker, worker.due_at_s(self.settings.worker_silent_s))
         if worker.open:
             self._welcome(worker, now)
+        # It is back, so it did not die: who was kept apart for its death need not be any more.
+        for model in worker.offers:
+            self._announce(self._matcher.rematch(model, now))
 
     def _on_heartbeat(self, event: events.HeartbeatReceived, now: float) -> None:
         worker = self._linked(event.worker_id, event.link)

@@ -67,6 +67,7 @@ class Timers(Generic[K]):
             return None
         key = heappop(self._heap)[2]
         del self._due[key]
+        self._sweep()
         return key
 
     def _sweep(self) -> None:

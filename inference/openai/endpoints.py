@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from accounts.keyring import Identity
+from gpucloud.lib.crashpoint import crashpoint
 from gpucloud.lib.groupcommit import UnableToCommit
 from gpucloud.lib.watch import Watch
 from inference.catalog import MODELS, list_models
@@ -119,6 +120,7 @@ class Endpoints:
         if chat.include_usage:
             ending += encoder.usage(make_usage(task.prompt_tokens, completion.delivered_tokens))
         await exchange.end_stream(ending + DONE)
+        crashpoint("after_send")
 
     async def _keep_company(self, exchange: Exchange, completion: Completion) -> None:
         """Send headers early, and comments until there is a token: people see that their request lives.
@@ -138,6 +140,7 @@ async def _answer(exchange: Exchange, completion: Completion) -> None:
     await completion.completed_whole()
     stream, task = completion.stream, completion.task
     if stream.finish_reason is not None:
+        crashpoint("after_commit")
         texts = stream.take()
         await exchange.send_json(
             ChatCompletion(
@@ -150,6 +153,7 @@ async def _answer(exchange: Exchange, completion: Completion) -> None:
                 service_tier=task.tier.word,
             )
         )
+        crashpoint("after_send")
     elif stream.failure is not None:
         error = from_failure(stream.failure)
         completion.fail(error, stream.failure.outcome)

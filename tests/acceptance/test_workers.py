@@ -78,13 +78,15 @@ async def test_a_worker_killed_before_its_first_token_is_not_noticed_by_the_clie
     assert (row["delivered_tokens"], row["completion_tokens"]) == (5, 5)
 
 
-async def test_a_worker_killed_in_the_middle_of_a_stream_ends_it_with_a_typed_error(server: LiveServer):
+async def test_a_worker_killed_in_the_middle_of_a_stream_that_no_other_can_continue_ends_it_with_a_typed_error(
+    server: LiveServer,
+):
     doomed = server.start_worker(*SLOW, name="doomed")
     async with call(server, stream=True, max_tokens=400) as client:
         assert await client.head() == 200
         for _ in range(3):
             await client.token()
-        server.start_worker(*FAST, name="too-late")
+        server.start_worker(*FAST, "--model", "mistral-7b", name="other-model")
 
         doomed.kill()
 

@@ -57,6 +57,18 @@ def test_an_announcement_says_who_works_on_it():
     assert (stream.worker_id, stream.worker_name, stream.queued_s) == ("w-1", "W-1", 0.5)
 
 
+def test_what_a_worker_says_of_an_attempt_that_was_fenced_meanwhile_is_late_and_no_fault_of_its():
+    """The cancel is on its way, and the next attempt has not begun: nobody is the rightful sender."""
+    stream = make_stream()
+    stream.push("w-1", 1, 0, ["a"])
+    stream.take()
+    stream.fence(1)
+
+    assert stream.push("w-1", 1, 1, ["b"]) is Verdict.STRAY
+    assert stream.finish("w-1", 1, FinishReason.STOP, 2) is Verdict.STRAY
+    assert stream.take() == []
+
+
 def test_an_older_announcement_changes_nothing():
     stream = make_stream()
     stream.announce(2, "w-2", "W-2", 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.scheduler.timers import Timers
+from cluster.scheduler.timers import SLACK, Timers
 
 
 def test_keys_come_due_in_order_and_once() -> None:
@@ -65,3 +65,14 @@ def test_the_heap_keeps_no_more_than_a_share_after_many_came_due_together() -> N
         pass
 
     assert timers.entries <= 2 * len(timers) + 65
+
+
+def test_what_comes_due_leaves_the_heap_as_tidy_as_what_is_dropped() -> None:
+    timers: Timers[str] = Timers()
+    timers.arm("due", 1.0)
+    for number in range(SLACK + 1):
+        timers.arm(f"dropped {number}", 600.0)
+        timers.drop(f"dropped {number}")
+
+    assert timers.pop_due(1.0) == "due"
+    assert timers.entries <= 2 * len(timers) + SLACK
