@@ -28,6 +28,7 @@ async def test_a_key_is_read_once_and_then_served_from_memory(keyring: Keyring, 
         key_label="laptop",
         prefix=prefix,
         tier="default",
+        highest_tier="default",
         requests_per_minute=60,
     )
     assert keyring.peek(KEY, START_S) == await keyring.resolve(KEY) == found
