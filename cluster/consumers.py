@@ -28,6 +28,9 @@ from cluster.services import WorkerCredential
 
 log = logging.getLogger(__name__)
 
+LISTEN_S = 0.05
+"""How long a loop that has just woken up needs at most to read what its sockets hold."""
+
 Authenticate = Callable[[str], Awaitable[WorkerCredential | None]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -62,7 +65,7 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
         )
         link = WorkerLink("lnk_" + secrets.token_hex(8), session, token_id=credential.token_id)
         writer = asyncio.create_task(self._write(link, send), name=f"write {link.id}")
-        hello_timer = asyncio.get_running_loop().call_later(self._hello_timeout_s, self._expect_hello, link)
+        hello_timer = asyncio.get_running_loop().call_later(self._hello_timeout_s, self._miss_hello, link)
         reason = "link dropped"
         try:
             reason = await self._read(link, receive)
@@ -123,6 +126,10 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             await send({"type": "websocket.close", "code": int(code), "reason": reason[:120]})
         except OSError:
             return  # the socket is gone; the reader is told so and acts on it
+
+    def _miss_hello(self, link: WorkerLink) -> None:
+        # Not judged at once: if this process was paused, the hello lies unread in the socket.
+        asyncio.get_running_loop().call_later(LISTEN_S, self._expect_hello, link)
 
     def _expect_hello(self, link: WorkerLink) -> None:
         if link.worker is None:

@@ -115,6 +115,8 @@ class Endpoints:
             completion.fail(error, stream.failure.outcome)
             await _send_failure(exchange, error)
             return
+        if completion.settlement is not None:
+            return  # all tokens had come, and yet its client was given up: that is its outcome, and no farewell
         await completion.complete()
         ending = encoder.finish(str(stream.finish_reason))
         if chat.include_usage:

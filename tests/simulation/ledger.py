@@ -93,11 +93,9 @@ class SimLedger:
 
     async def committed(self, entry: SimEntry) -> None:
         """Return once the outcome is on record."""
-        try:
-            await self._wait((entry.id, True))
-        except UnableToCommit:
-            self.give_up(entry)
-            raise
+        waiter: asyncio.Future[None] = self._world.loop.create_future()
+        self.tell_committed(entry, waiter)
+        await waiter
 
     def tell_committed(self, entry: SimEntry, waiter: asyncio.Future[None]) -> None:
         """Resolve the waiter once the outcome is on record, or with the error after a while."""
@@ -106,9 +104,12 @@ class SimLedger:
         def tell(error: Exception | None = None) -> None:
             if waiter.done():
                 return
-            if error is None:
+            # After a pause both are due at once; what the thread has said is heard first, as in the real one.
+            if error is None or committed.done():
                 waiter.set_result(None)
             else:
+                # The real one is told so by who gets the error, a turn of the loop later.
+                self.give_up(entry)
                 waiter.set_exception(error)
 
         committed.add_done_callback(lambda _: tell())

@@ -55,6 +55,7 @@ SETTINGS = SchedulerSettings(
     probe_timeout_s=2.0,
     flap_window_s=12.0,
     quarantine_s=1.0,
+    quarantine_longest_s=4.0,
 )
 """The product's time-outs and bounds, cut down to the length of a run."""
 STUCK_S = 4.0
