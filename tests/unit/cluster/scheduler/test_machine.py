@@ -84,8 +84,8 @@ class Cluster(RuleBasedStateMachine):
 
     settings = SETTINGS
 
-    @initialize(seed=st.integers(0, 7))
-    def start(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 7), present=st.sampled_from((5, 5, 3, 0)))
+    def start(self, seed: int, present: int) -> None:
         self.now = 0.0
         self.scheduler = Scheduler(self.settings, random.Random(seed), now=0.0)
         self.order = OrderChecker(self.scheduler)
@@ -113,6 +113,8 @@ class Cluster(RuleBasedStateMachine):
         self.told: set[str] = set()
         self.cordoned: frozenset[str] = frozenset()
         self.draining: frozenset[str] = frozenset()
+        for worker_id in sorted(WORKERS)[:present]:
+            self.join(worker_id)
 
     @rule(
         model=st.sampled_from((MODEL, MODEL, OTHER)),
@@ -120,16 +122,26 @@ class Cluster(RuleBasedStateMachine):
         tenant=st.sampled_from("abc"),
         tokens=st.sampled_from((40, 90, 180, 430)),
         simulated_only=st.sampled_from((False, False, False, True)),
+        number=st.sampled_from((1, 1, 2, 5)),
     )
-    def submit(self, model: str, tier: Tier, tenant: str, tokens: int, simulated_only: bool) -> None:
-        self.tasks += 1
-        task = make_task(
-            f"t{self.tasks}", model=model, tier=tier, tenant=tenant, max_tokens=tokens, simulated_only=simulated_only
-        )
-        self.alive.add(task.id)
-        self.tell(submit(task))
+    def submit(self, model: str, tier: Tier, tenant: str, tokens: int, simulated_only: bool, number: int) -> None:
+        for _ in range(number):
+            self.tasks += 1
+            name, only = f"t{self.tasks}", simulated_only
+            task = make_task(name, model=model, tier=tier, tenant=tenant, max_tokens=tokens, simulated_only=only)
+            self.alive.add(task.id)
+            self.tell(submit(task))
 
-    @rule(worker_id=st.sampled_from(sorted(WORKERS)))
+    @precondition(lambda self: len(self.links) < len(WORKERS))
+    @rule(pick=PICK)
+    def come(self, pick: int) -> None:
+        self.join(self.one_of(set(WORKERS) - set(self.links), pick))
+
+    @precondition(lambda self: self.links)
+    @rule(pick=PICK)
+    def come_again(self, pick: int) -> None:
+        self.join(self.one_of(self.links, pick))
+
     def join(self, worker_id: str) -> None:
         self.link_number += 1
         self.forget(worker_id)
@@ -231,6 +243,11 @@ class Cluster(RuleBasedStateMachine):
         self.fencing.pop(task_id, None)
         self.tell(TaskCancelled(task_id))
         assert task_id not in self.scheduler.live_task_ids()
+
+    @rule(seconds=st.sampled_from((1.0, 2.0, 5.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.wait(seconds)
+        self.everybody_beats()
 
     @rule(seconds=st.sampled_from((0.1, 1.0, 3.0, 7.5, 20.0)))
     def wait(self, seconds: float) -> None:
