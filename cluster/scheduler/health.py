@@ -10,6 +10,7 @@ operators want of workers is in `roster`.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from cluster.scheduler import events, failures
 from cluster.scheduler.commands import ProbeWorker
@@ -34,7 +35,7 @@ class Health(Desk):
             self.dropped["probe_answered"] += 1
         elif event.ok:
             worker.suspect, worker.probe, worker.probe_fails_at_s = False, 0, FOREVER
-            self._rejudge(worker, now)
+            self._rejudge((worker,), now)
         else:
             self._probe_failed(worker, now)
 
@@ -62,7 +63,7 @@ class Health(Desk):
         """Do what is due about a worker that is not silent."""
         if worker.quarantined_until_s and now >= worker.quarantined_until_s:
             worker.quarantined_until_s = 0.0
-            self._rejudge(worker, now)
+            self._rejudge((worker,), now)
         if now >= worker.probe_fails_at_s:
             self._probe_failed(worker, now)
         if now >= worker.probe_at_s:
@@ -77,7 +78,7 @@ class Health(Desk):
             worker.probe_after_s = self.settings.probe_after_s
             worker.probe_at_s = now + worker.probe_after_s
             self.timers.arm(worker, worker.probe_at_s)
-            self._rejudge(worker, now)
+            self._rejudge((worker,), now)
 
     def _probe(self, worker: WorkerRecord, now: float) -> None:
         if worker.held >= worker.spec.capacity:
@@ -95,15 +96,17 @@ class Health(Desk):
         worker.probe_at_s = now + worker.probe_after_s
         self.timers.arm(worker, worker.probe_at_s)
 
-    def _rejudge(self, worker: WorkerRecord, now: float) -> None:
-        """Open or close a worker to new tasks, as what is known of it now says."""
-        if not self.placement.judge(worker, now):
-            return
-        if worker.open:
-            self._welcome(worker, now)
-        else:
+    def _rejudge(self, workers: Iterable[WorkerRecord], now: float) -> None:
+        """Open or close workers to new tasks, as what is known of them now says."""
+        changed = [worker for worker in workers if self.placement.judge(worker, now)]
+        closed = [worker for worker in changed if not worker.open]
+        for worker in closed:
             self._matcher.abandon(worker)
+        for worker in closed:
             self._reconsider(worker, now)
+        for worker in changed:
+            if worker.open:
+                self._welcome(worker, now)
 
     def _welcome(self, worker: WorkerRecord, now: float) -> None:
         """Let a worker that takes tasks, and did not until now, have what waits for it."""

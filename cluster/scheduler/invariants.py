@@ -106,6 +106,8 @@ def _check_what_is_kept(scheduler: Scheduler) -> None:
         assert not worker.alone or worker.held == 1, f"{worker.spec.id} runs something alone, with others"
     for model, queue in scheduler.queues.items():
         kept = queue.pace.kept
+        promised = queue.pace.promised
+        assert promised is None or promised.kept is not None, f"{model} owes a dispatch to a task that has no worker"
         assert kept is None or (kept.kept is not None and kept.task.model == model), f"{model} has lost a kept worker"
 
 

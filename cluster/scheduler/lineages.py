@@ -53,16 +53,21 @@ class Lineages:
         lineage.unreturned = [other for other in lineage.unreturned if self._may_return(other, now)] + [loss]
         return lineage, loss
 
-    def joined(self, spec: WorkerSpec, now: float) -> float:
-        """Note that a worker is here; return until when it is quarantined, 0 if it is not."""
+    def returned(self, spec: WorkerSpec, now: float) -> bool:
+        """Note that a worker is here; return whether it was thought to be dead until now."""
         lineage = self._by_name.get(_name(spec))
         if lineage is None:
-            return 0.0
+            return False
+        before = len(lineage.unreturned)
         for loss in lineage.unreturned:
-            if loss.worker_id == spec.id and self._may_return(loss, now):
-                loss.returned = True
+            loss.returned = loss.worker_id == spec.id and self._may_return(loss, now)
         lineage.unreturned = [loss for loss in lineage.unreturned if not loss.returned]
-        if not self._flaps(lineage, now):
+        return len(lineage.unreturned) < before
+
+    def quarantine_until_s(self, spec: WorkerSpec, now: float) -> float:
+        """Return until when a worker that is here again gets nothing; 0 if there is no reason for that."""
+        lineage = self._by_name.get(_name(spec))
+        if lineage is None or not self._flaps(lineage, now):
             return 0.0
         settings = self._settings
         quarantine_s = min(settings.quarantine_s * 2.0**lineage.strikes, settings.quarantine_longest_s)

@@ -40,6 +40,8 @@ class Right(Enum):
     """None of the others could use what is free."""
     KEEP = auto()
     """It does not go yet: it has the worker kept for it."""
+    KEEP_FOR_AGE = auto()
+    """The same, and when it goes that is the one dispatch in ten."""
 
     __hash__ = object.__hash__
 
@@ -122,8 +124,8 @@ class Matcher:
             if found is None:
                 break
             record, right = found
-            if right is Right.KEEP:
-                self._keep(worker, record)
+            if right is Right.KEEP or right is Right.KEEP_FOR_AGE:
+                self._keep(worker, record, for_age=right is Right.KEEP_FOR_AGE)
                 break
             self._serve(record, worker, now, right)
             served.append(record)
@@ -177,7 +179,8 @@ class Matcher:
                 continue
             record, right = found
             # Who goes before a higher tier for its age stands in for that tier among models too.
-            tier = _top(queue) if right is Right.AGED else int(record.task.tier)
+            for_age = right is Right.AGED or right is Right.KEEP_FOR_AGE
+            tier = _top(queue) if for_age else int(record.task.tier)
             if first is None or (tier, record.sequence) < urgency:
                 first, urgency = found, (tier, record.sequence)
             if eldest is None or record.sequence < eldest[0].sequence:
@@ -205,7 +208,7 @@ class Matcher:
                     if self._placement.can_take(aged, worker):
                         return aged, Right.AGED
                     if self._may_keep(worker, aged, queue, now):
-                        return aged, Right.KEEP
+                        return aged, Right.KEEP_FOR_AGE
             found = self._next_of_tier(tier, queue, worker, room_tokens, now, top=top)
             if found is not None:
                 return found
@@ -236,6 +239,8 @@ class Matcher:
 
     def _aged(self, queue: ModelQueue, top: int, now: float) -> TaskRecord | None:
         """Return the oldest task of the tiers below the first with any, if it is aged."""
+        if queue.pace.promised is not None:
+            return None  # this dispatch has been given away already
         quiet_top, quiet_until_s = queue.pace.quiet
         if quiet_top == top and now <= quiet_until_s:
             return None
@@ -258,10 +263,13 @@ class Matcher:
             return self._placement.leaves_others(record, worker)
         return queue.pace.kept is None and record.waited_s(now) > self._aged_after_s
 
-    def _keep(self, worker: WorkerRecord, record: TaskRecord) -> None:
+    def _keep(self, worker: WorkerRecord, record: TaskRecord, *, for_age: bool) -> None:
         worker.kept_for, record.kept = record, worker
+        pace = self._queues.pace(record.task.model)
+        if for_age:
+            pace.promised = record
         if not self._placement.goes_alone(record):
-            self._queues.pace(record.task.model).kept = record
+            pace.kept = record
         self._placement.touch(worker)
 
     def _let_go_of(self, record: TaskRecord) -> None:
@@ -276,6 +284,8 @@ class Matcher:
         pace = self._queues.pace(record.task.model)
         if pace.kept is record:
             pace.kept = None
+        if pace.promised is record:
+            pace.promised = None
 
     def _serve(self, record: TaskRecord, worker: WorkerRecord, now: float, right: Right) -> None:
         """Give a task in line to a worker."""
@@ -286,8 +296,7 @@ class Matcher:
     def _count(self, queue: ModelQueue, record: TaskRecord, right: Right) -> None:
         """Note a dispatch of a model, and whether it was one for age."""
         pace = queue.pace
-        for_age = right is Right.AGED or (right is Right.KEPT and pace.kept is record)
-        if for_age and record.task.tier > _top(queue):
+        if right is Right.AGED or pace.promised is record:
             pace.since_aged = 0
         else:
             pace.since_aged += 1

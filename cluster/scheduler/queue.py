@@ -51,9 +51,10 @@ class TierQueue:
     @property
     def oldest(self) -> TaskRecord | None:
         """Who came first of those that wait."""
-        if self.returned:
-            return self.returned[0]
-        return self.arrivals[next(iter(self.arrivals))] if self.arrivals else None
+        if not self.arrivals:
+            return self.returned[0] if self.returned else None
+        first = self.arrivals[next(iter(self.arrivals))]
+        return self.returned[0] if self.returned and self.returned[0].sequence < first.sequence else first
 
     def push(self, record: TaskRecord) -> None:
         """Add a task at its rank."""
@@ -168,7 +169,7 @@ class TierQueue:
 class Pace:
     """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
 
-    __slots__ = ("drain", "kept", "quiet", "since_aged")
+    __slots__ = ("drain", "kept", "promised", "quiet", "since_aged")
 
     def __init__(self, aged_every: int) -> None:
         self.since_aged = aged_every
@@ -177,6 +178,8 @@ class Pace:
         """The first tier with any, and until when none below it can be aged."""
         self.kept: TaskRecord | None = None
         """The task that needs more room than there is and for which a worker is kept."""
+        self.promised: TaskRecord | None = None
+        """The aged task of a lower tier that the next dispatch for age was given to, when it can go."""
         self.drain = Drain()
 
 

@@ -35,16 +35,19 @@ class WorkerEvents(Health):
             self._out.append(EvictWorker(older.node, older.spec.id, older.link, REPLACED, "replaced"))
             self._lose_worker(older, now)
         worker = WorkerRecord(event.worker, event.node, event.link, now)
-        worker.quarantined_until_s = self.lineages.joined(event.worker, now)
+        thought_dead = self.lineages.returned(event.worker, now)
+        worker.quarantined_until_s = self.lineages.quarantine_until_s(event.worker, now)
         # Back under a standing drain, it has done what was asked: told again, it would go and come for ever.
-        worker.cordoned = worker.spec.id in self._cordoned or worker.spec.id in self._draining
+        worker.told = worker.spec.id in self._draining
+        self._note_intent(worker)
         self.placement.add(worker)
         self.timers.arm(worker, worker.due_at_s(self.settings.worker_silent_s))
         if worker.open:
             self._welcome(worker, now)
-        # It is back, so it did not die: who was kept apart for its death need not be any more.
-        for model in worker.offers:
-            self._announce(self._matcher.rematch(model, now))
+        if thought_dead:
+            # Who waits for a worker of its own because this one died need not do so any longer.
+            for model in list(self.queues):
+                self._announce(self._matcher.rematch(model, now))
 
     def _on_heartbeat(self, event: events.HeartbeatReceived, now: float) -> None:
         worker = self._linked(event.worker_id, event.link)
@@ -64,7 +67,7 @@ class WorkerEvents(Health):
             self.dropped["worker_draining"] += 1
         else:
             worker.draining = True
-            self._rejudge(worker, now)
+            self._rejudge((worker,), now)
 
     def _on_lost(self, event: events.WorkerLost, now: float) -> None:
         if worker := self._linked(event.worker_id, event.link):
@@ -75,17 +78,20 @@ class WorkerEvents(Health):
     def _on_intents(self, event: events.IntentsObserved, now: float) -> None:
         changed = (event.cordoned ^ self._cordoned) | (event.draining ^ self._draining)
         self._cordoned, self._draining = event.cordoned, event.draining
-        for worker_id in sorted(changed):
-            if worker := self.placement.workers.get(worker_id):
-                self._note_intent(worker)
-                self._rejudge(worker, now)
+        workers = [self.placement.workers[name] for name in sorted(changed) if name in self.placement.workers]
+        for worker in workers:
+            self._note_intent(worker)
+        self._rejudge(workers, now)
 
     def _note_intent(self, worker: WorkerRecord) -> None:
         """Take over what operators want; a worker that was told to leave cannot be told to stay."""
-        worker.cordoned = worker.spec.id in self._cordoned
-        if worker.spec.id in self._draining and not worker.told:
+        cordon, drain = worker.spec.id in self._cordoned, worker.spec.id in self._draining
+        if drain and not worker.told:
             worker.draining = worker.told = True
             self._out.append(DrainWorker(worker.node, worker.spec.id, worker.link))
+        elif not drain and not worker.draining:
+            worker.told = False
+        worker.cordoned = cordon or (drain and not worker.draining)
 
     def _on_worker_due(self, worker: WorkerRecord, now: float) -> None:
         if now < worker.last_seen_at_s + self.settings.worker_silent_s:

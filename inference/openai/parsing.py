@@ -112,6 +112,8 @@ def _explain(text: str) -> ApiError:
         return invalid(f"Unknown parameter: '{param}'.", code="unknown_parameter", param=param)
     if found := re.search(r"Expected `(\w+)`.*?(>=|<=) (.+)$", what):
         return _bound(found[1], found[2], found[3], "of length" in what, path)
+    if found := re.search(r"^Invalid enum value (.+)$", what, re.DOTALL):
+        return invalid(f"Invalid value for '{path}': {found[1][:128]}.", code="invalid_value", param=path)
     if what.startswith("Invalid value"):
         return invalid(f"Invalid value for '{path}': {what[14:].strip()}.", code="invalid_value", param=path)
     if "out of range" in what.lower():

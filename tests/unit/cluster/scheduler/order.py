@@ -21,17 +21,17 @@ class OrderChecker:
         """By model: whether each dispatch was one for age."""
         self.rights: dict[Right, int] = defaultdict(int)
         self._serve = scheduler._matcher._serve
+        self._count = scheduler._matcher._count
         scheduler._matcher._serve = self.serve  # type: ignore[method-assign]
+        scheduler._matcher._count = self.count  # type: ignore[method-assign]
 
     def serve(self, record: TaskRecord, worker: WorkerRecord, now: float, right: Right) -> None:
         """Check what is about to happen, then let it."""
         queue = self.scheduler.queues[record.task.model]
         settings = self.scheduler.settings
-        pace = queue.pace
         top = next(tier for tier in Tier if queue.tiers[tier].depth)
-        for_age = right is Right.AGED or (right is Right.KEPT and pace.kept is record and record.task.tier > top)
         self.rights[right] += 1
-        assert right is not Right.KEEP
+        assert right not in (Right.KEEP, Right.KEEP_FOR_AGE)
         assert worker.kept_for in (None, record), f"{worker.spec.id} is kept for another task"
         if right is Right.AGED:
             assert record.waited_s(now) > settings.aged_after_s, f"{record.task.id} is not aged"
@@ -39,10 +39,14 @@ class OrderChecker:
             assert record is min(lower, key=lambda other: other.sequence), f"{record.task.id} is not the oldest"
         elif right is not Right.KEPT:
             self._check_turn(queue, record, worker)
-        dispatches = self.dispatches[record.task.model]
-        dispatches.append(for_age)
-        assert sum(dispatches[-settings.aged_every :]) <= 1, "too many dispatches for age"
         self._serve(record, worker, now, right)
+
+    def count(self, queue: ModelQueue, record: TaskRecord, right: Right) -> None:
+        """Check that dispatches for age are few enough."""
+        dispatches = self.dispatches[record.task.model]
+        dispatches.append(right is Right.AGED or queue.pace.promised is record)
+        assert sum(dispatches[-self.scheduler.settings.aged_every :]) <= 1, "too many dispatches for age"
+        self._count(queue, record, right)
 
     def _check_turn(self, queue: ModelQueue, record: TaskRecord, worker: WorkerRecord) -> None:
         """Nobody who is before the task in order could have this worker."""
