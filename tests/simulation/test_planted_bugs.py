@@ -131,7 +131,7 @@ def test_the_simulation_catches_a_cancel_that_is_lost_on_its_way_to_the_worker(p
 
     plant(Gateway, "execute", execute)
 
-    assert_caught("whose client is gone")
+    assert_caught("whose client is gone", "at once")
 
 
 def test_the_simulation_catches_a_departure_that_nobody_is_told_of(plant):
