@@ -49,6 +49,7 @@ class Node:
                     return_s=settings.WORKER_RETURN_S,
                     probe_after_s=settings.PROBE_AFTER_S,
                     probe_timeout_s=settings.PROBE_TIMEOUT_S,
+                    flap_losses=settings.FLAP_LOSSES,
                     quarantine_s=settings.QUARANTINE_S,
                     aged_after_s=settings.AGED_AFTER_S,
                     max_waiting=settings.MAX_WAITING,

@@ -19,7 +19,7 @@ from typing import assert_never, get_args
 import msgspec
 
 from accounts.keyring import Identity
-from cluster.domain import TIERS, Generation, Message, Outcome, Task, Tier, WaitingView
+from cluster.domain import TIERS, Generation, Message, Outcome, Task, Tier
 from cluster.engine.board import SnapshotBoard
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import Note, TokenStream
@@ -104,9 +104,15 @@ class Completion(msgspec.Struct, eq=False):
         self._gateway.abandon(self.stream)
 
     @property
-    def place(self) -> WaitingView | None:
-        """Where the task stands in line; None if it does not wait, or too far behind to be shown."""
-        return self._board.place_of(self.task.id)
+    def place(self) -> tuple[int, int | None] | None:
+        """Its position in line and the estimate in ms, by the latest snapshot; None if it does not wait.
+
+        Who is not in a snapshot yet, or stands too far behind to be in one, has the place at which it joined.
+        """
+        if view := self._board.place_of(self.task.id):
+            return view.position, view.eta_ms
+        last = self.stream.notes[-1][1] if self.stream.notes else None
+        return (last.position, None) if type(last) is AnnounceWait else None
 
     def close(self) -> None:
         """Free what the request holds, whatever became of it."""

@@ -202,6 +202,8 @@ def process_environment(**environment: str) -> dict[str, str]:
         "DJANGO_SETTINGS_MODULE": "gpucloud.settings",
         "PYTHONPATH": str(ROOT),
         "PYTHONPYCACHEPREFIX": str(ROOT / ".pytest_cache" / "pycache"),
+        # Tests kill workers of the same names again and again; only those about flapping mean it.
+        "GPUCLOUD_FLAP_LOSSES": "1000",
         **environment,
     }
 

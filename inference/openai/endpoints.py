@@ -184,9 +184,9 @@ def _describe_wait(completion: Completion) -> str:
         return "waiting for the first token"
     place = completion.place
     if place is None:
-        return "queue"
-    eta = "" if place.eta_ms is None else f" eta_ms={place.eta_ms}"
-    return f"queue position={place.position}{eta}"
+        return "looking for a worker"
+    position, eta_ms = place
+    return f"queue position={position}" + ("" if eta_ms is None else f" eta_ms={eta_ms}")
 
 
 async def _refuse(exchange: Exchange, completion: Completion, error: ApiError) -> None:

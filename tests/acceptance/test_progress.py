@@ -158,20 +158,18 @@ async def test_who_waits_gets_headers_early_and_comments_with_its_position(serve
 async def test_the_priority_tier_is_served_before_a_flexible_request_that_came_first(server: LiveServer):
     key = server.manage("createkey", "--user", "bob@example.com", "--rpm", "0").strip()
     server.execute("UPDATE accounts_apikey SET highest_tier = 'priority'")
-    async with (
-        only_worker(server) as backend,
-        call(server, key=key) as running,
-        call(server, key=key, service_tier="flex") as flex,
-    ):
-        on_record = "SELECT id FROM inference_request WHERE state = 'open'"
-        await until(lambda: len(server.rows(on_record)) == 2, "both are on record")
-        async with call(server, key=key, service_tier="priority") as priority:
-            await until(lambda: len(server.rows(on_record)) == 3, "all three are on record")
-            for number in range(3):
-                task = (await until(lambda number=number: backend.assigned[number:], "an assignment"))[0].task
-                backend.step(task, 1, 0, f"answer {number}")
-                backend.finish(task, 1)
-            answers = [await client.answer() for client in (running, flex, priority)]
+    on_record = "SELECT id FROM inference_request WHERE state = 'open'"
+    async with only_worker(server) as backend, call(server, key=key) as running:
+        await until(lambda: backend.assigned, "the first runs")
+        async with call(server, key=key, service_tier="flex") as flex:
+            await until(lambda: len(server.rows(on_record)) == 2, "both are on record")
+            async with call(server, key=key, service_tier="priority") as priority:
+                await until(lambda: len(server.rows(on_record)) == 3, "all three are on record")
+                for number in range(3):
+                    task = (await until(lambda number=number: backend.assigned[number:], "an assignment"))[0].task
+                    backend.step(task, 1, 0, f"answer {number}")
+                    backend.finish(task, 1)
+                answers = [await client.answer() for client in (running, flex, priority)]
 
     assert [answer["service_tier"] for answer in answers] == ["default", "flex", "priority"]
     assert [answer["choices"][0]["message"]["content"][-1] for answer in answers] == ["0", "2", "1"]
