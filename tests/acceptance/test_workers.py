@@ -23,9 +23,7 @@ FAST = ("--speed", "0")
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("workers")
-    # Workers of one name that die in test after test would be a worker that flaps.
-    environment = {"GPUCLOUD_HEARTBEAT_S": "0.5", "GPUCLOUD_NO_WORKER_GRACE_S": "1", "GPUCLOUD_QUARANTINE_S": "0"}
-    with live_server(folder, **environment) as server:
+    with live_server(folder, GPUCLOUD_HEARTBEAT_S="0.5", GPUCLOUD_NO_WORKER_GRACE_S="1") as server:
         yield server
 
 
