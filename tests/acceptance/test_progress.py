@@ -29,10 +29,11 @@ LARGE = "x" * 10_000
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     environment = {
         "GPUCLOUD_HEARTBEAT_S": "0.5",
-        "GPUCLOUD_FIRST_TOKEN_S": "1",
+        "GPUCLOUD_FIRST_TOKEN_S": "1.5",
         "GPUCLOUD_NEXT_TOKEN_S": "1",
         "GPUCLOUD_STUCK_WRITER_S": str(STUCK_S),
-        "GPUCLOUD_EARLY_HEADERS_S": "0.3",
+        # Later than the first picture of the queue, which is where a position is read from.
+        "GPUCLOUD_EARLY_HEADERS_S": "0.7",
     }
     with live_server(tmp_path_factory.mktemp("progress"), **environment) as server:
         yield server

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tests.simulation.vocabulary import KINDS
 
 EVENTS = 300
-RECOVERY_EVENTS = 20
+RECOVERY_EVENTS = 15
 """What is left at least for the time after the faults: what was begun ends then."""
 CALM_EVERY = 20
 """Every so many seeds nothing goes wrong at all, and everything must be completed."""

@@ -17,6 +17,7 @@ SEEDS = 500
 SOAK_SEEDS = 10_000
 
 
+@pytest.mark.timeout(300)
 def test_whatever_goes_wrong_every_request_ends_once_and_no_token_is_out_of_place():
     report = run_seeds(range(1, SEEDS + 1))
 

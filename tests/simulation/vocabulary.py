@@ -45,10 +45,10 @@ def client_leaves_later(world: World) -> bool:
 
 
 def client_stops_reading(world: World) -> bool:
-    """A client does not read for a while."""
+    """A client does not read for a while, perhaps for so long that it is cut off."""
     if client := world.pick([client for client in world.present if client.reading]):
         client.stop_reading()
-        world.later(world.rng.uniform(0.2, 6.0), client.read_on)
+        world.later(world.rng.uniform(0.2, 12.0), client.read_on)
     return client is not None
 
 
