@@ -45,7 +45,7 @@ class Completion(msgspec.Struct, eq=False):
     _ledger: Ledger
     _board: SnapshotBoard
     delivered_tokens: int = 0
-    """Tokens handed to the socket; what is billed."""
+    """Tokens handed to the socket; what is billed, but for a whole answer whose client left while it was made."""
     settlement: Settlement | None = None
     _waiter: asyncio.Future[None] | None = None
 
