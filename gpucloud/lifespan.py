@@ -65,13 +65,7 @@ class Node:
         self.registrar = Registrar(self.runtime.gateway, self.runtime.broker)
         self.roll_call = RollCall(self.runtime.gateway, self.ledger)
         self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
-        self.completions = Completions(
-            self.runtime.gateway,
-            self.ledger,
-            self.runtime.board,
-            lag_s=self.runtime.lag_s,
-            shed_lag_s=settings.SHED_LAG_S,
-        )
+        self.completions = Completions(self.runtime.gateway, self.ledger, self.runtime.board)
         endpoints = Endpoints(
             self.completions,
             max_body_bytes=settings.MAX_BODY_BYTES,
@@ -79,7 +73,13 @@ class Node:
             early_headers_s=settings.EARLY_HEADERS_S,
             stuck_s=settings.STUCK_WRITER_S,
         )
-        self.data_plane = DataPlane(endpoints, self.keyring, self.request_log)
+        self.data_plane = DataPlane(
+            endpoints,
+            self.keyring,
+            self.request_log,
+            lag_s=self.runtime.lag_s,
+            shed_lag_s=settings.SHED_LAG_S,
+        )
         self.started = False
 
     async def start(self) -> None:

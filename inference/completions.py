@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
 from typing import assert_never, get_args
 
 import msgspec
@@ -147,27 +146,14 @@ class Completion(msgspec.Struct, eq=False):
 class Completions:
     """Admits requests on one node."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        ledger: Ledger,
-        board: SnapshotBoard,
-        *,
-        lag_s: Callable[[], float] = lambda: 0.0,
-        shed_lag_s: float = 0.5,
-    ) -> None:
+    def __init__(self, gateway: Gateway, ledger: Ledger, board: SnapshotBoard) -> None:
         self.draining = False
         self._gateway = gateway
         self._ledger = ledger
         self._board = board
-        self._lag_s = lag_s
-        self._shed_lag_s = shed_lag_s
 
     async def start(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion:
         """Admit a request and hand it to the cluster, or raise the `ApiError` that says why not."""
-        if self._lag_s() > self._shed_lag_s:
-            # Before any work is done for it: a loop that lags must not be given more.
-            raise unavailable("The service is overloaded. Try again in a moment.", "engine_overloaded")
         card = MODELS.get(chat.model)
         if card is None:
             raise model_not_found(chat.model)

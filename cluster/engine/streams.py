@@ -178,6 +178,11 @@ class TokenStream(msgspec.Struct, eq=False):
         # A fenced attempt is nobody's: who had it is being told to stop, and that takes time to arrive.
         return Verdict.FOREIGN if self.worker_id else Verdict.STRAY
 
+    def nudge(self) -> None:
+        """Have a reader that waits come back with nothing, as after a time-out."""
+        if self._waiter is not None:
+            _give_up(self._waiter)
+
     def _end(self) -> None:
         self.ended = True
         self._wake()

@@ -92,6 +92,14 @@ class EvictWorker(msgspec.Struct, frozen=True):
     reason: str
 
 
+PROBE_PREFIX = "probe_"
+
+
+def probe_task_id(probe: int) -> str:
+    """Return what a probe is called on the wire."""
+    return f"{PROBE_PREFIX}{probe}"
+
+
 class ProbeWorker(msgspec.Struct, frozen=True):
     """Ask a suspect worker for one token; it is answered with `ProbeAnswered`."""
 
@@ -100,6 +108,11 @@ class ProbeWorker(msgspec.Struct, frozen=True):
     link: str
     probe: int
     model: str
+
+    @property
+    def task_id(self) -> str:
+        """What the probe is called on the wire, where it is a task like any other."""
+        return probe_task_id(self.probe)
 
 
 class DrainWorker(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 
 from cluster.scheduler import events, failures
-from cluster.scheduler.commands import ProbeWorker
+from cluster.scheduler.commands import CancelAttempt, ProbeWorker, probe_task_id
 from cluster.scheduler.desk import Desk, Outgrown
 from cluster.scheduler.lineages import Lineages
 from cluster.scheduler.settings import Settings
@@ -37,7 +37,7 @@ class Health(Desk):
             worker.suspect, worker.probe, worker.probe_fails_at_s = False, 0, FOREVER
             self._rejudge((worker,), now)
         else:
-            self._probe_failed(worker, now)
+            self._probe_failed(worker, now, answered=True)
 
     def _on_paused(self, now: float) -> None:
         """We heard nothing because we did not listen: nobody is judged by that time."""
@@ -90,7 +90,11 @@ class Health(Desk):
         model = next(iter(worker.offers))
         self._out.append(ProbeWorker(worker.node, worker.spec.id, worker.link, worker.probe, model))
 
-    def _probe_failed(self, worker: WorkerRecord, now: float) -> None:
+    def _probe_failed(self, worker: WorkerRecord, now: float, *, answered: bool = False) -> None:
+        if not answered:
+            # It may still be at it, and must not be given a full load on top.
+            task_id = probe_task_id(worker.probe)
+            self._out.append(CancelAttempt(worker.node, worker.spec.id, worker.link, task_id, 1))
         worker.probe, worker.probe_fails_at_s = 0, FOREVER
         worker.probe_after_s = min(2 * worker.probe_after_s, self.settings.probe_longest_s)
         worker.probe_at_s = now + worker.probe_after_s

@@ -174,8 +174,8 @@ async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncode
             prelude = b""
         elif stream.ended:
             return
-        else:
-            await stream.wait()
+        elif not await stream.wait():
+            await exchange.send_part(comment("waiting for another worker"))
 
 
 def _describe_wait(completion: Completion) -> str:

@@ -55,6 +55,8 @@ class Exchange(msgspec.Struct, eq=False):
     """Whether the status line has left; from then on an error is an event, not a status."""
     writing_since_s: float = 0.0
     """Since when a piece of the stream waits for the socket to take it (monotonic); 0 when none does."""
+    written_at_s: float = 0.0
+    """When the last piece was handed over that has been taken."""
     content_type: bytes = b""
     content_encoding: bytes = b""
     _authorization: bytes | None = None
@@ -150,7 +152,7 @@ class Exchange(msgspec.Struct, eq=False):
         """Send a piece of the stream; returns when the socket has room for more."""
         self.writing_since_s = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        self.writing_since_s = 0.0
+        self.written_at_s, self.writing_since_s = self.writing_since_s, 0.0
 
     async def end_stream(self, body: bytes = b"") -> None:
         """Send the last piece and end the stream well-formed."""

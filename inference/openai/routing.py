@@ -15,7 +15,7 @@ from gpucloud.lib.ids import make_id
 from inference.completions import Completion
 from inference.openai.auth import identify, recognize
 from inference.openai.endpoints import Endpoints
-from inference.openai.errors import ApiError
+from inference.openai.errors import ApiError, unavailable
 from inference.openai.http import ClientGone, Exchange, open_exchange
 from inference.requestlog import RequestLine, RequestLog
 
@@ -27,7 +27,17 @@ Endpoint = Callable[[Exchange, Identity], Awaitable[Completion | None]]
 class DataPlane:
     """The ASGI application under `/v1`."""
 
-    def __init__(self, endpoints: Endpoints, keyring: Keyring, request_log: RequestLog) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        keyring: Keyring,
+        request_log: RequestLog,
+        *,
+        lag_s: Callable[[], float] = lambda: 0.0,
+        shed_lag_s: float = 0.5,
+    ) -> None:
+        self._lag_s = lag_s
+        self._shed_lag_s = shed_lag_s
         self._keyring = keyring
         self._request_log = request_log
         self._routes: dict[str, dict[str, Endpoint]] = {
@@ -42,6 +52,9 @@ class DataPlane:
         completion: Completion | None = None
         code: str | None = None
         try:
+            if self._lag_s() > self._shed_lag_s:
+                # Before any work is done for it: a loop that lags must not be given more.
+                raise unavailable("The service is overloaded. Try again in a moment.", "engine_overloaded")
             exchange.read_headers()
             endpoint = self._find(exchange)
             identity = recognize(exchange, self._keyring) or await identify(exchange, self._keyring)

@@ -219,7 +219,9 @@ def _check_unbuilt(chat: ChatRequest) -> None:
         raise invalid("'logit_bias' maps token ids to biases.", code="invalid_value", param="logit_bias")
     if chat.priority is not UNSET:
         raise invalid(
-            "'priority' cannot be set by a request: a key's tier decides.", code="invalid_value", param="priority"
+            "'priority' is not a parameter: ask for a queue class by 'service_tier'.",
+            code="invalid_value",
+            param="priority",
         )
     for name, harmless in _HARMLESS.items():
         value = getattr(chat, name)

@@ -1,8 +1,9 @@
-"""Cuts off streams whose client does not read.
+"""Looks after streams that stand still: cuts off clients that do not read, and keeps proxies awake.
 
 `send` waits while a client's socket is full, and nothing ends that wait: no time-out of the server's,
 no disconnect. So one look over all streams now and then finds those that have waited too long, or for
-whom too much is kept meanwhile, settles them and drops their connections.
+whom too much is kept meanwhile, settles them and drops their connections. A stream that has nothing to
+send for long, because its task waits for another worker, sends a comment.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from inference.openai.http import Exchange
 
 LOOKS = 30
 """Looks in the time that a writer may be stuck."""
+QUIET_S = 15.0
+"""After so long without a byte a stream that has begun says that it lives; proxies close it after 30 or 60."""
 MAX_TOKENS = 4_096
 """Tokens kept for a client that does not read, some 256 KB: past that it is cut off at the next look."""
 
@@ -41,6 +44,8 @@ class Writers:
         """Cut off who is stuck at `now`, monotonic seconds."""
         for exchange, completion in list(self._streams.items()):
             if not exchange.writing_since_s:
+                if exchange.started and now - exchange.written_at_s >= QUIET_S:
+                    completion.stream.nudge()
                 continue
             stuck_s = now - exchange.writing_since_s
             too_much = completion.stream.waiting_tokens > MAX_TOKENS and stuck_s >= self._stuck_s / LOOKS

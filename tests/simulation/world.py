@@ -284,11 +284,11 @@ class World:
             )
         )
         self.scheduler.world = self  # type: ignore[attr-defined]
-        completions = Completions(self.gateway, self.ledger, self.runtime.board, lag_s=self.runtime.lag_s)
+        completions = Completions(self.gateway, self.ledger, self.runtime.board)
         endpoints = Endpoints(
             completions, max_body_bytes=10_000, body_timeout_s=1.0, early_headers_s=1.0, stuck_s=STUCK_S
         )
-        self.data_plane = DataPlane(endpoints, _Keyring(), RequestLog(enabled=False))  # type: ignore[arg-type]
+        self.data_plane = DataPlane(endpoints, _Keyring(), RequestLog(enabled=False), lag_s=self.runtime.lag_s)  # type: ignore[arg-type]
 
     def _happen(self) -> None:
         """Let one thing happen."""

@@ -31,7 +31,11 @@ class Command(BaseCommand):
             "--tier",
             choices=TIERS,
             default=DEFAULT_TIER,
-            help="queue class of its requests, the highest they may ask for (default: %(default)s)",
+            help="queue class of its requests (default: %(default)s)",
+        )
+
+        parser.add_argument(
+            "--highest-tier", choices=TIERS, help="the highest they may ask for, if that is not the same"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -40,19 +44,30 @@ class Command(BaseCommand):
             with transaction.atomic():
                 user, created = ensure_user(email=options["user"])
                 key, secret = create_key(
-                    user=user, name=options["name"], tier=options["tier"], requests_per_minute=options["rpm"]
+                    user=user,
+                    name=options["name"],
+                    tier=options["tier"],
+                    highest_tier=options["highest_tier"],
+                    requests_per_minute=options["rpm"],
                 )
         except ValidationError as error:
             raise CommandError(_explain(error)) from None
         if created:
             self.stderr.write(f"Created user {user.email}, without a password.")
         limit = f"{key.requests_per_minute} requests per minute" if key.requests_per_minute else "no request limit"
-        self.stderr.write(f"Key {key.name!r} of {user.email}: tier {key.tier}, {limit}.")
+        tiers = key.tier if key.tier == key.highest_tier else f"{key.tier}, up to {key.highest_tier}"
+        self.stderr.write(f"Key {key.name!r} of {user.email}: tier {tiers}, {limit}.")
         self.stdout.write(secret)
 
 
 def _explain(error: ValidationError) -> str:
-    options = {"email": "--user", "requests_per_minute": "--rpm", "tier": "--tier", "name": "--name"}
+    options = {
+        "email": "--user",
+        "requests_per_minute": "--rpm",
+        "tier": "--tier",
+        "highest_tier": "--highest-tier",
+        "name": "--name",
+    }
     return " ".join(
         f"{options.get(field, field)}: {' '.join(messages)}" for field, messages in error.message_dict.items()
     )

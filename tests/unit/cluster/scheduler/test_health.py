@@ -145,16 +145,22 @@ def test_a_suspect_that_fails_its_probe_is_probed_again_after_twice_as_long(
     scheduler: CheckedScheduler, says: str, probed_at_s: list[int]
 ) -> None:
     make_suspect(scheduler)
-    probes = []
+    probes, given_up = [], []
     for second in range(1, 250):
         scheduler.handle(beat("a"), float(second))
         for command in scheduler.handle(Tick(), float(second)):
+            if isinstance(command, CancelAttempt):
+                given_up.append(command.task_id)
+                continue
             assert command == probe(len(probes) + 1)
             probes.append(second)
             if says == "no":
                 assert scheduler.handle(answer(len(probes), ok=False), float(second)) == []
 
     assert probes == probed_at_s
+    # One that was not answered may still be at it.
+    assert given_up == ([] if says == "no" else [f"probe_{n}" for n in range(1, len(given_up) + 1)])
+    assert len(given_up) == (0 if says == "no" else len([second for second in probes if second + 10 < 250]))
 
 
 def test_a_late_or_foreign_answer_to_a_probe_changes_nothing(scheduler: CheckedScheduler) -> None:
