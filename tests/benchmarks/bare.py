@@ -1,4 +1,4 @@
-"""The baseline of the gateway benchmark: uvicorn and nothing else, answering recorded bytes."""
+"""The baseline of the gateway benchmark: uvicorn and nothing else, answering recorded headers and bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import uvicorn
 
 def main(folder: str, port: str) -> None:
     """Answer every POST with the recorded body, or the recorded events one send each."""
-    whole = (Path(folder) / "whole").read_bytes()
-    events = [event.encode() for event in json.loads((Path(folder) / "events").read_text())]
-    length = str(len(whole)).encode()
+    recorded = json.loads((Path(folder) / "recorded").read_text())
+    whole = recorded["whole"].encode()
+    events = [event.encode() for event in recorded["events"]]
+    whole_headers = [(name.encode(), value.encode()) for name, value in recorded["whole_headers"]]
+    stream_headers = [(name.encode(), value.encode()) for name, value in recorded["stream_headers"]]
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         body = b""
@@ -24,14 +26,12 @@ def main(folder: str, port: str) -> None:
             if not message.get("more_body"):
                 break
         if b'"stream": true' in body:
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": stream_headers})
             for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
             return
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": whole_headers})
         await send({"type": "http.response.body", "body": whole})
 
     uvicorn.run(

@@ -2,7 +2,7 @@
 
 Run: `make bench` (or `python -m tests.benchmarks.gateway [--quick]`).
 
-Both sides run on the same uvicorn configuration in processes of their own and answer the same
+Both sides run on the same uvicorn in processes of their own and answer the same headers and
 bytes. CPU time is what their process used, all threads, user and system, read from the kernel; that
 is far steadier than requests per second on a shared machine. The two are measured in turn, A/B/A/B,
 and the median of the ratios is printed. Requests per second stand beside it for colour.
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.live import ROOT, LiveServer, free_port, wait_until
 
@@ -40,12 +40,25 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
+class Recorded(NamedTuple):
+    """An answer of ours, for the baseline to give."""
+
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
 class Bare:
     """The baseline: an ASGI echo of the same bytes on the same uvicorn."""
 
-    def __init__(self, folder: Path, whole: bytes, events: list[bytes]) -> None:
-        (folder / "whole").write_bytes(whole)
-        (folder / "events").write_text(json.dumps([event.decode() for event in events]))
+    def __init__(self, folder: Path, whole: Recorded, stream: Recorded) -> None:
+        events = [b"data: " + part for part in _unchunk(stream.body).split(b"data: ")[1:]]
+        recorded = {
+            "whole": whole.body.decode(),
+            "whole_headers": whole.headers,
+            "stream_headers": stream.headers,
+            "events": [event.decode() for event in events],
+        }
+        (folder / "recorded").write_text(json.dumps(recorded))
         self.port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.bare", str(folder), str(self.port)], cwd=ROOT
@@ -55,18 +68,26 @@ class Bare:
 
 def _answers(port: int) -> bool:
     try:
-        asyncio.run(_request(port, "", b"{}", asyncio.Semaphore(1)))
+        record(port, "", b"{}")
     except OSError:
         return False
     return True
 
 
-async def _request(port: int, key: str, body: bytes, _gate: asyncio.Semaphore) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        return await exchange(reader, writer, key, body)
-    finally:
-        writer.close()
+def record(port: int, key: str, body: bytes) -> Recorded:
+    """Send one request and return what came back; the date is the server's own to add."""
+
+    async def run() -> Recorded:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+        try:
+            head, answer = await exchange(reader, writer, key, body)
+        finally:
+            writer.close()
+        lines = [line.split(": ", 1) for line in head.decode().split("\r\n")[1:] if line]
+        own = ("date", "transfer-encoding")
+        return Recorded([(name, value) for name, value in lines if name.lower() not in own], answer)
+
+    return asyncio.run(run())
 
 
 def request_bytes(key: str, body: bytes) -> bytes:
@@ -79,23 +100,25 @@ def request_bytes(key: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str, body: bytes) -> bytes:
-    """Send one request and return the body of its answer."""
+async def exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: str, body: bytes
+) -> tuple[bytes, bytes]:
+    """Send one request and return head and body of its answer."""
     writer.write(request_bytes(key, body))
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
         raise AssertionError(head.decode() + (await reader.read(2000)).decode())
     if b"chunked" in head:
-        return await reader.readuntil(b"\r\n0\r\n\r\n")
+        return head, await reader.readuntil(b"\r\n0\r\n\r\n")
     length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    return await reader.readexactly(length)
+    return head, await reader.readexactly(length)
 
 
 async def _client(port: int, key: str, body: bytes, count: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
     events = 0
     for _ in range(count):
-        events += (await exchange(reader, writer, key, body)).count(b"data: {")
+        events += (await exchange(reader, writer, key, body))[1].count(b"data: {")
     writer.close()
     return events
 
@@ -225,10 +248,11 @@ def main() -> None:
         try:
             live.start_worker("--speed", "0", "--model", MODEL, "--gpu", "H100", name="fast")
             whole, streamed = chat(max_tokens=TOKENS_WHOLE), chat(max_tokens=TOKENS_STREAMED, stream=True)
-            one = asyncio.run(_request(live.port, live.key, json.dumps(whole).encode(), asyncio.Semaphore(1)))
-            stream = asyncio.run(_request(live.port, live.key, json.dumps(streamed).encode(), asyncio.Semaphore(1)))
-            events = [b"data: " + part for part in _unchunk(stream).split(b"data: ")[1:]]
-            bare = Bare(folder, one, events)
+            bare = Bare(
+                folder,
+                record(live.port, live.key, json.dumps(whole).encode()),
+                record(live.port, live.key, json.dumps(streamed).encode()),
+            )
             non_streaming = compare("non-streaming", bare, live, whole, count, rounds)
             streaming = compare("streaming", bare, live, streamed, max(5, count // 8), rounds)
             measure_latency(live, 100 if quick else 1000)
