@@ -101,15 +101,18 @@ class Health(Desk):
         self.timers.arm(worker, worker.probe_at_s)
 
     def _rejudge(self, workers: Iterable[WorkerRecord], now: float) -> None:
-        """Open or close workers to new tasks, as what is known of them now says."""
-        changed = [worker for worker in workers if self.placement.judge(worker, now)]
-        closed = [worker for worker in changed if not worker.open]
+        """Close and open workers to new tasks, as what is known of them now says.
+
+        All that close do so before anybody moves on from one to another of them. Those that open do so
+        one by one, or the second would be given away out of turn while the first is filled.
+        """
+        closed = [worker for worker in workers if worker.open and self.placement.judge(worker, now)]
         for worker in closed:
             self._matcher.abandon(worker)
         for worker in closed:
             self._reconsider(worker, now)
-        for worker in changed:
-            if worker.open:
+        for worker in workers:
+            if not worker.open and self.placement.judge(worker, now):
                 self._welcome(worker, now)
 
     def _welcome(self, worker: WorkerRecord, now: float) -> None:

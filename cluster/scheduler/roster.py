@@ -34,8 +34,11 @@ class WorkerEvents(Health):
             # The same process on a new link: it comes back empty, so what ran over the old one is lost.
             self._out.append(EvictWorker(older.node, older.spec.id, older.link, REPLACED, "replaced"))
             self._lose_worker(older, now)
+        if self.lineages.returned(event.worker, now):
+            # Who waits for a worker of its own because this one died need not do so any longer.
+            for model in list(self.queues):
+                self._announce(self._matcher.rematch(model, now))
         worker = WorkerRecord(event.worker, event.node, event.link, now)
-        thought_dead = self.lineages.returned(event.worker, now)
         worker.quarantined_until_s = self.lineages.quarantine_until_s(event.worker, now)
         # Back under a standing drain, it has done what was asked: told again, it would go and come for ever.
         worker.told = worker.spec.id in self._draining
@@ -44,10 +47,6 @@ class WorkerEvents(Health):
         self.timers.arm(worker, worker.due_at_s(self.settings.worker_silent_s))
         if worker.open:
             self._welcome(worker, now)
-        if thought_dead:
-            # Who waits for a worker of its own because this one died need not do so any longer.
-            for model in list(self.queues):
-                self._announce(self._matcher.rematch(model, now))
 
     def _on_heartbeat(self, event: events.HeartbeatReceived, now: float) -> None:
         worker = self._linked(event.worker_id, event.link)
