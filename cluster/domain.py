@@ -165,7 +165,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
     """KV cache shared by all its models; 0 means not accounted."""
     resumes: frozenset[str] = frozenset()
-    """Kinds of text that it can continue at any token, such as `sim-text/1`."""
+    """Kinds of text that it can continue at any token, such as `sim-text:1`."""
     simulated: bool = False
     lineage: str = ""
     """The same over restarts of the process: derived from token and name. Flapping is judged by it."""

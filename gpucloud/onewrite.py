@@ -61,6 +61,16 @@ class OneWriteProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._idle_since_s = None
         super().data_received(data)
+        if self.cycle is not None and self.cycle.response_complete:
+            # No request, or none that is whole: it does not keep the connection open.
+            self._idle_since_s = self.loop.time()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection over; from now on its time is the WebSocket's affair."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        super().handle_websocket_upgrade()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1

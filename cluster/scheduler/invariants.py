@@ -12,13 +12,16 @@ from cluster.scheduler.workers import FOREVER
 
 if TYPE_CHECKING:
     from cluster.scheduler.core import Scheduler
+    from cluster.scheduler.queue import TierQueue
+    from cluster.scheduler.state import TaskRecord
 
 
 def check(scheduler: Scheduler) -> None:
     """Raise AssertionError with a sentence for the first thing that is not true."""
+    waiting = [record for queue in scheduler.queues.values() for record in queue.everyone()]
     _check_workers(scheduler)
-    _check_queues(scheduler)
-    _check_places(scheduler)
+    _check_queues(scheduler, waiting)
+    _check_places(scheduler, waiting)
     _check_nothing_waits_in_vain(scheduler)
     _check_what_is_kept(scheduler)
     _check_fitness(scheduler)
@@ -43,42 +46,51 @@ def _check_workers(scheduler: Scheduler) -> None:
             assert scheduler.tasks.get(task_id) is record, f"{task_id} holds a slot of {name} after its end"
 
 
-def _check_queues(scheduler: Scheduler) -> None:
+def _check_queues(scheduler: Scheduler, waiting: list[TaskRecord]) -> None:
     for model, queue in scheduler.queues.items():
         assert queue.depth > 0, f"an empty queue is kept for {model}"
-        assert queue.depth == sum(tier.depth for tier in queue.tiers), f"the depth of {model}'s queue is wrong"
-        for tier in Tier:
-            tiered = queue.tiers[tier]
-            place = f"{model}/{tier.word}"
-            for tenant, line in tiered.lines.items():
-                ranks = [record.sequence for record in line.tasks.values()]
-                assert ranks == sorted(ranks), f"the line of {tenant} for {place} is out of order"
-                assert bool(ranks) == (line.number >= 0), f"{tenant} has a turn for {place} and no task, or the reverse"
-                assert not ranks or line.need == line.head.kv_tokens, f"the need of {tenant} for {place} is wrong"
-            for ordered in (tiered.returned, list(tiered.arrivals.values())):
-                ranks = [record.sequence for record in ordered]
-                assert ranks == sorted(ranks), f"arrivals for {place} are out of order"
-            turns = [line.tenant for line in tiered.rounds]
-            assert sorted(turns) == sorted(t for t, line in tiered.lines.items() if line.tasks), f"turns of {place}"
-            assert len(turns) == tiered.rounds.size, f"{place} miscounts its turns"
-            active = sum(bool(line.tasks or line.unsettled) for line in tiered.lines.values())
-            assert active == tiered.rounds.active, f"{place} miscounts who has something to do"
-            assert all(line.unsettled >= 0 for line in tiered.lines.values()), f"{place} settles twice"
-            assert sum(len(line.tasks) for line in tiered.rounds) == len(tiered.arrivals), f"{place} has lost a task"
-
-    waiting = [record for model in scheduler.queues for record in scheduler.queues.everyone(model)]
+        assert queue.depth == sum([tier.depth for tier in queue.tiers]), f"the depth of {model}'s queue is wrong"
+        for tier, tiered in zip(Tier, queue.tiers, strict=True):
+            _check_tier(tiered, f"{model}/{tier.word}")
     assert scheduler.queues.depth == len(waiting), "the depth of the queues is wrong"
-    assert scheduler.queues.by_tenant == Counter(record.task.tenant for record in waiting), "tenants are miscounted"
+    tenants = Counter([record.task.tenant for record in waiting])
+    assert scheduler.queues.by_tenant == tenants, "tenants are miscounted"
 
 
-def _check_places(scheduler: Scheduler) -> None:
-    waiting = [record for model in scheduler.queues for record in scheduler.queues.everyone(model)]
-    running = [record for worker in scheduler.placement.workers.values() for record in worker.running.values()]
-    fencing = [record for record in scheduler.tasks.values() if record.state is State.FENCING]
-    assert all(record.state is State.QUEUED for record in waiting), "a task waits that is not queued"
-    assert all(scheduler.tasks.get(record.task.id) is record for record in waiting), "an ended task waits"
-    assert all(record.worker is None for record in waiting + fencing), "a task that does not run has a worker"
-    assert len(waiting) + len(running) + len(fencing) == len(scheduler.tasks), "a task is in no place, or in two"
+def _check_tier(tiered: TierQueue, place: str) -> None:
+    active = 0
+    takes_turns = []
+    for tenant, line in tiered.lines.items():
+        ranks = [record.sequence for record in line.tasks.values()]
+        assert bool(ranks) == (line.number >= 0), f"{tenant} has a turn for {place} and no task, or the reverse"
+        assert line.unsettled >= 0, f"{place} settles twice"
+        if ranks:
+            assert ranks == sorted(ranks), f"the line of {tenant} for {place} is out of order"
+            assert line.need == line.head.kv_tokens, f"the need of {tenant} for {place} is wrong"
+            takes_turns.append(tenant)
+        active += bool(ranks or line.unsettled)
+    for ordered in (tiered.returned, tiered.arrivals.values()):
+        if ordered:
+            ranks = [record.sequence for record in ordered]
+            assert ranks == sorted(ranks), f"arrivals for {place} are out of order"
+    lines = list(tiered.rounds)
+    assert sorted([line.tenant for line in lines]) == sorted(takes_turns), f"turns of {place}"
+    assert len(lines) == tiered.rounds.size, f"{place} miscounts its turns"
+    assert active == tiered.rounds.active, f"{place} miscounts who has something to do"
+    assert sum([len(line.tasks) for line in lines]) == len(tiered.arrivals), f"{place} has lost a task"
+
+
+def _check_places(scheduler: Scheduler, waiting: list[TaskRecord]) -> None:
+    tasks = scheduler.tasks
+    running = sum([len(worker.running) for worker in scheduler.placement.workers.values()])
+    fencing = [record for record in tasks.values() if record.state is State.FENCING]
+    for record in waiting:
+        assert record.state is State.QUEUED, "a task waits that is not queued"
+        assert tasks.get(record.task.id) is record, "an ended task waits"
+        assert record.worker is None, "a task that does not run has a worker"
+    for record in fencing:
+        assert record.worker is None, "a task that does not run has a worker"
+    assert len(waiting) + running + len(fencing) == len(tasks), "a task is in no place, or in two"
 
 
 def _check_nothing_waits_in_vain(scheduler: Scheduler) -> None:
@@ -125,12 +137,14 @@ def _check_fitness(scheduler: Scheduler) -> None:
 
 
 def _check_retries(scheduler: Scheduler) -> None:
-    pasts = [record.past for record in scheduler.tasks.values() if record.past is not None]
-    assert scheduler.retrying == sum(past.budgeted for past in pasts), "retries are miscounted"
     bounds = scheduler.settings
-    assert all(len(past.losses) <= bounds.max_attempts for past in pasts), "a task has outlived too many workers"
-    attempts = [record.attempt for record in scheduler.tasks.values()]
-    assert all(attempt <= bounds.max_attempts for attempt in attempts), "a task is tried too often"
+    retrying = 0
+    for record in scheduler.tasks.values():
+        assert record.attempt <= bounds.max_attempts, "a task is tried too often"
+        if (past := record.past) is not None:
+            assert len(past.losses) <= bounds.max_attempts, "a task has outlived too many workers"
+            retrying += past.budgeted
+    assert scheduler.retrying == retrying, "retries are miscounted"
 
 
 def _check_timers(scheduler: Scheduler) -> None:
@@ -140,11 +154,14 @@ def _check_timers(scheduler: Scheduler) -> None:
     releases = 0
     for worker in scheduler.placement.workers.values():
         assert worker in timers, f"{worker.spec.id} may fall silent unnoticed"
-        assert all(release in timers for release in worker.releasing.values()), "a cancel may stay unanswered"
+        for release in worker.releasing.values():
+            assert release in timers, "a cancel may stay unanswered"
         releases += len(worker.releasing)
     absent = scheduler.placement.absent_since_s
-    assert all(demand in timers for demand in absent), "a model is missed for ever"
-    assert all(outgrown in timers for outgrown in scheduler.outgrown.values()), "what is too large may wait for ever"
+    for demand in absent:
+        assert demand in timers, "a model is missed for ever"
+    for outgrown in scheduler.outgrown.values():
+        assert outgrown in timers, "what is too large may wait for ever"
     living = len(scheduler.tasks) + len(scheduler.placement.workers) + releases + len(absent)
     living += len(scheduler.outgrown) + len(scheduler.lineages)
     assert len(timers) == living, "a deadline outlives what it is for"

@@ -216,7 +216,7 @@ class Placement:
         return True
 
     def touch(self, worker: WorkerRecord) -> None:
-        """Note that a worker's load or readiness has changed."""
+        """Note that a worker's load, speed or readiness has changed."""
         self._version += 1
         worker.version = self._version
         ready = worker.open and not worker.stale and worker.kept_for is None and worker.has_slot
@@ -235,8 +235,11 @@ class Placement:
 
     def measure(self, worker: WorkerRecord, tokens_per_s: float) -> None:
         """Note the speed that a worker reports."""
+        slowness = worker.slowness
         worker.measure(tokens_per_s)
         self._fastest = max(self._fastest, worker.speed)
+        if worker.slowness != slowness:
+            self.touch(worker)
 
     def explain(self, record: TaskRecord, worker: WorkerRecord) -> Choice:
         """Return why a task that is about to be given to a worker goes there."""

@@ -76,7 +76,7 @@ def from_failure(failure: StreamFailure) -> ApiError:
     """Return the error for a task that the cluster could not serve."""
     status = _STATUS.get(failure.code, 500)
     headers = retry_headers(failure.retry_after_s or 1.0) if status in (429, 503) else ()
-    kind = "requests" if status == 429 else "server_error"
+    kind = _TYPES.get(status, "server_error")
     return ApiError(status, failure.message, code=failure.code, type=kind, headers=headers)
 
 
@@ -90,3 +90,4 @@ _STATUS = {
     "timeout": 504,
     "context_length_exceeded": 400,
 }
+_TYPES = {400: "invalid_request_error", 429: "requests"}

@@ -13,9 +13,16 @@ import pytest
 from cluster.brokers.memory import MemoryBroker
 from cluster.domain import ClusterSnapshot
 from cluster.engine import dispatcher as module
-from cluster.engine.dispatcher import MAX_SLEEP_S, SNAPSHOT_DELAY_S, SNAPSHOT_IDLE_S, SNAPSHOT_INTERVAL_S, Dispatcher
+from cluster.engine.dispatcher import (
+    MAX_SLEEP_S,
+    PAUSED_S,
+    SNAPSHOT_DELAY_S,
+    SNAPSHOT_IDLE_S,
+    SNAPSHOT_INTERVAL_S,
+    Dispatcher,
+)
 from cluster.scheduler.commands import CancelAttempt, Command
-from cluster.scheduler.events import Event, TaskCancelled, Tick
+from cluster.scheduler.events import Event, LoopPaused, TaskCancelled, Tick
 
 
 class ManualLoop:
@@ -36,6 +43,15 @@ class ManualLoop:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimpleNamespace:
         return self.call_at(self._now + delay_s, callback)
+
+    def oversleep(self, seconds: float) -> None:
+        """Let time pass in which nothing runs, then run what has become due."""
+        self._now += seconds
+        late = [entry for entry in sorted(self._timers) if entry[0] <= self._now]
+        self._timers = [entry for entry in sorted(self._timers) if entry[0] > self._now]
+        for _, _, handle in late:
+            if not handle.cancelled:
+                handle.callback()
 
     def advance(self, seconds: float) -> None:
         """Let time pass and run what is due, in order."""
@@ -245,3 +261,61 @@ def test_after_the_stop_events_are_handled_but_nothing_is_scheduled(bench: Bench
 
     assert bench.sent == [cancel(1)]
     assert bench.loop.pending == 0
+
+
+def test_a_tick_that_comes_far_too_late_says_that_the_process_was_paused_and_is_no_tick(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+):
+    bench.loop.advance(1.0)
+    bench.scheduler.ticks.clear()
+
+    bench.loop.oversleep(MAX_SLEEP_S + PAUSED_S + 1.0)
+
+    (paused,) = bench.scheduler.handled
+    assert isinstance(paused, LoopPaused)
+    assert paused.paused_s == pytest.approx(PAUSED_S + 1.0)
+    assert bench.scheduler.ticks == []
+    assert "this process was paused for 3.5 s" in caplog.text
+
+    bench.loop.advance(MAX_SLEEP_S)
+    assert len(bench.scheduler.ticks) == 1, "from then on time is judged as ever"
+
+
+def test_a_tick_that_is_only_late_is_a_tick(bench: Bench):
+    bench.scheduler.ticks.clear()
+
+    bench.loop.oversleep(MAX_SLEEP_S + PAUSED_S)
+
+    assert bench.scheduler.handled == []
+    assert len(bench.scheduler.ticks) == 1
+
+
+def test_how_much_is_a_pause_can_be_set(bench: Bench):
+    dispatcher = Dispatcher(cast("Any", bench.scheduler), bench.broker, paused_s=0.5)
+    bench.dispatcher.stop()
+    dispatcher.start()
+
+    bench.loop.oversleep(MAX_SLEEP_S + 0.6)
+    dispatcher.stop()
+
+    assert [type(event) for event in bench.scheduler.handled] == [LoopPaused]
+
+
+def test_the_lag_is_how_late_the_last_tick_was(bench: Bench):
+    bench.loop.advance(1.0)
+    assert bench.dispatcher.lag_s == pytest.approx(0.0)
+
+    bench.loop.oversleep(MAX_SLEEP_S + 0.7)
+    assert bench.dispatcher.lag_s == pytest.approx(0.7)
+
+    bench.loop.advance(MAX_SLEEP_S)
+    assert bench.dispatcher.lag_s == pytest.approx(0.0)
+
+
+def test_an_early_deadline_makes_a_late_tick_late_from_then(bench: Bench):
+    bench.scheduler.deadline = bench.loop.time() + MAX_SLEEP_S + 0.1
+    bench.loop.advance(MAX_SLEEP_S)
+
+    bench.loop.oversleep(0.5)
+
+    assert bench.dispatcher.lag_s == pytest.approx(0.4)

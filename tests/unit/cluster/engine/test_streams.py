@@ -269,6 +269,91 @@ async def test_a_reader_that_is_cancelled_leaves_the_stream_usable():
     assert not is_waiting(stream)
 
 
+@pytest.mark.parametrize("end", ["finish", "fail", "abandon"])
+def test_whoever_wants_to_know_of_the_end_is_told_once_and_when_it_is_true(end: str):
+    stream = make_stream(buffered=True)
+    told: list[bool] = []
+    stream.on_end = lambda: told.append(stream.ended)
+    stream.push("w-1", 1, 0, ["a"])
+    stream.fence(1)
+    stream.announce(2, "w-2", "W-2", 0.5)
+    assert told == []
+
+    ends: dict[str, Any] = {
+        "finish": lambda: stream.finish("w-2", 2, FinishReason.STOP, 1),
+        "fail": lambda: stream.fail(LOST),
+        "abandon": stream.abandon,
+    }
+    for how in (end, *ends):
+        ends[how]()
+
+    assert told == [True]
+
+
+async def test_who_waits_for_a_while_only_is_told_that_nothing_came():
+    stream = make_stream()
+
+    assert await stream.wait(0.001) is False
+
+    stream.push("w-1", 1, 0, ["a"])
+    assert await stream.wait(0.001) is True
+
+
+async def test_who_waits_for_a_while_is_told_at_once_of_what_comes_meanwhile():
+    stream = make_stream()
+    reader = asyncio.create_task(stream.wait(60.0))
+    await asyncio.sleep(0)
+
+    stream.push("w-1", 1, 0, ["a"])
+
+    assert await asyncio.wait_for(reader, 1) is True
+
+
+async def test_a_time_that_is_up_later_disturbs_no_later_wait():
+    stream = make_stream()
+    early = asyncio.create_task(stream.wait(0.01))
+    await asyncio.sleep(0)
+    stream.push("w-1", 1, 0, ["a"])
+    assert await early
+    stream.take()
+
+    later = asyncio.create_task(stream.wait())
+    assert (await asyncio.wait({later}, timeout=0.05))[0] == set()
+
+    stream.abandon()
+    assert await asyncio.wait_for(later, 1) is True
+
+
+def test_what_nobody_has_taken_is_counted_until_it_is_taken_or_forgotten():
+    stream = make_stream()
+    stream.push("w-1", 1, 0, ["a", "b"])
+    stream.push("w-1", 1, 2, ["c"])
+    assert stream.waiting_tokens == 3
+
+    stream.fence(1)
+    assert stream.waiting_tokens == 0
+
+    stream.announce(2, "w-2", "W-2", 0.5)
+    stream.push("w-2", 2, 0, ["x"])
+    stream.take()
+    assert stream.waiting_tokens == 0
+
+
+def test_an_attempt_knows_where_it_began():
+    stream = make_stream()
+    assert stream.began_at_seq == 0
+    stream.push("w-1", 1, 0, ["a", "b"])
+    stream.take()
+    stream.push("w-1", 1, 2, ["c"])
+    stream.fence(1)
+
+    stream.announce(2, "w-2", "W-2", 0.5)
+
+    assert (stream.began_at_seq, stream.next_seq) == (3, 3)
+    stream.push("w-2", 2, 3, ["d"])
+    assert stream.began_at_seq == 3
+
+
 WORKERS = {1: "w-1", 2: "w-2", 3: "w-1"}
 push = st.tuples(
     st.just("push"),
