@@ -263,18 +263,8 @@ class LedgerStore:
         return bars
 
     def _start_of(self, opened: Opened) -> tuple[object, ...]:
-        return (
-            opened.id,
-            opened.key_id,
-            opened.user_id,
-            opened.model,
-            opened.source,
-            opened.stream,
-            opened.tier,
-            opened.node,
-            opened.prompt_tokens,
-            self._database.stamp(opened.created_at_s),
-        )
+        # `Opened` has its fields in the columns' order, the time last.
+        return (*msgspec.structs.astuple(opened)[:-1], self._database.stamp(opened.created_at_s))
 
     def _end_of(self, row: Row, end: Settlement) -> tuple[object, ...]:
         return (

@@ -4,7 +4,8 @@ from django.db import migrations, models
 
 def allow_what_was_given(apps, schema_editor):
     """A key could use its own tier and no other."""
-    apps.get_model("accounts", "ApiKey").objects.update(highest_tier=models.F("tier"))
+    keys = apps.get_model("accounts", "ApiKey").objects.using(schema_editor.connection.alias)
+    keys.update(highest_tier=models.F("tier"))
 
 
 TIERS = [("priority", "Priority"), ("default", "Default"), ("flex", "Flex"), ("batch", "Batch")]

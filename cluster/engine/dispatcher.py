@@ -64,10 +64,10 @@ class Dispatcher:
         """Handle an event and send what follows from it."""
         if self._busy:
             self._inbox.append(event)
-            return
-        self._handle(event)
-        if not self._changed:
-            self._note_change()
+        else:
+            self._handle(event)
+            if not self._changed:
+                self._note_change()
 
     def _handle(self, event: Event) -> bool:
         """Handle an event and all that come of it; return whether anything came of it."""

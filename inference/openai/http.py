@@ -60,7 +60,6 @@ class Exchange(msgspec.Struct, eq=False):
     content_type: bytes = b""
     content_encoding: bytes = b""
     _authorization: bytes | None = None
-    _content_length: bytes = b""
 
     @property
     def receive(self) -> Receive:
@@ -85,7 +84,6 @@ class Exchange(msgspec.Struct, eq=False):
             raise ApiError(400, "Send one Authorization header, not several.")
         self.content_type = found.get(b"content-type", b"")
         self.content_encoding = found.get(b"content-encoding", b"")
-        self._content_length = found.get(b"content-length", b"")
 
     def bearer(self) -> bytes | None:
         """Return the secret of `Authorization: Bearer …`; None when there is none."""
@@ -107,7 +105,7 @@ class Exchange(msgspec.Struct, eq=False):
 
     async def _read_slowly(self, *, max_bytes: int, timeout_s: float) -> bytes:
         """Return the body, or at least so much of it as is too large."""
-        length = self._content_length
+        length = dict(self._headers).get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > max_bytes):
             raise _too_large(max_bytes)
         parts: list[bytes] = []

@@ -58,10 +58,7 @@ class Desk:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.ledger = RememberingLedger()
-        self.lag_s = 0.0
-        self.completions = Completions(
-            rig.gateway, cast("Any", self.ledger), rig.board, lag_s=lambda: self.lag_s, shed_lag_s=0.5
-        )
+        self.completions = Completions(rig.gateway, cast("Any", self.ledger), rig.board)
 
     async def start(
         self, id: str = "req_1", *, tier: str = "default", highest_tier: str = "", **body: Any

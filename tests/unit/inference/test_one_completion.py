@@ -63,21 +63,6 @@ async def test_a_tier_that_openai_does_not_have_here_is_refused(desk: Desk, aske
     assert desk.ledger.rows == []
 
 
-async def test_a_loop_that_lags_is_given_nothing_more(desk: Desk):
-    desk.lag_s = 0.51
-
-    with pytest.raises(ApiError) as refused:
-        await desk.start()
-
-    assert (refused.value.status, refused.value.code) == (503, "engine_overloaded")
-    assert dict(refused.value.headers) == {b"retry-after": b"1", b"retry-after-ms": b"1000"}
-    assert desk.ledger.rows == [] and desk.rig.gateway.streams == {}
-
-    desk.lag_s = 0.5
-    await desk.start()
-    assert list(desk.rig.gateway.streams) == ["req_1"]
-
-
 async def test_the_story_of_a_request_is_told_from_what_befell_it(desk: Desk):
     completion = await desk.start(stream=True)
     first = desk.rig.join("alice", resumes=("sim-text:1",))
