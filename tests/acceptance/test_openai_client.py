@@ -190,6 +190,46 @@ def test_a_completed_answer_is_in_the_ledger_when_the_client_has_it(live, client
     assert row["total_ms"] >= row["ttft_ms"] >= 0
 
 
+@pytest.fixture(scope="module")
+def keys(live):
+    """By name: keys that may have the default tier, the flexible one, and any but have the default one."""
+    keys = {"plain": live.key}
+    for name, tier in (("frugal", "flex"), ("free", "default")):
+        keys[name] = live.manage("createkey", "--user", f"{name}@example.com", "--rpm", "0", "--tier", tier).strip()
+    live.execute(
+        "UPDATE accounts_apikey SET highest_tier = 'priority' "
+        "WHERE user_id = (SELECT id FROM accounts_user WHERE email = 'free@example.com')"
+    )
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("key", "asked", "served"),
+    [
+        ("plain", None, "default"),
+        ("plain", "auto", "default"),
+        ("plain", "flex", "flex"),
+        ("plain", "priority", "default"),
+        ("frugal", None, "flex"),
+        ("frugal", "auto", "flex"),
+        ("frugal", "default", "flex"),
+        ("free", "auto", "default"),
+        ("free", "priority", "priority"),
+    ],
+)
+def test_the_tier_that_was_served_is_said_and_written_down_whatever_was_asked_for(live, keys, key, asked, served):
+    tier = {} if asked is None else {"service_tier": asked}
+    question = {"model": "llama-3-8b", "messages": QUESTION, "max_tokens": 2, **tier}
+    with openai.OpenAI(base_url=live.base_url, api_key=keys[key], max_retries=0, timeout=20) as client:
+        raw = client.chat.completions.with_raw_response.create(**question)
+        chunks = list(client.chat.completions.create(**question, stream=True))
+
+    assert raw.parse().service_tier == served
+    assert {chunk.service_tier for chunk in chunks} == {served}
+    (row,) = live.rows("SELECT tier FROM inference_request WHERE id = ?", raw.headers["x-request-id"])
+    assert row["tier"] == served
+
+
 def test_the_books_balance(live, client):
     client.chat.completions.create(model="llama-3-8b", messages=QUESTION, max_tokens=2)
 

@@ -40,6 +40,7 @@ class Peer:
         """Return status, headers and body of the next answer."""
         async with asyncio.timeout(5):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            assert head[0].startswith("HTTP/1.1 "), head[0]
             status = int(head[0].split()[1])
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             length = 0 if bodiless or status == 100 else int(headers["content-length"])
