@@ -18,6 +18,9 @@ import msgspec
 from cluster.domain import FinishReason, Outcome, Task
 from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
 
+TOKEN_BYTES = 58
+"""What a short text takes beside its characters: CPython's header, and its place in a list."""
+
 Note = tuple[float, AnnounceAttempt | AnnounceWait | FenceAttempt, int]
 """When something befell a task, what, and the index of the next token then."""
 
@@ -151,9 +154,9 @@ class TokenStream(msgspec.Struct, eq=False):
         return texts
 
     @property
-    def waiting_tokens(self) -> int:
-        """How many tokens nobody has taken yet."""
-        return len(self._texts)
+    def waiting_bytes(self) -> int:
+        """About what is kept of tokens that nobody has taken yet; a pass over them."""
+        return sum(map(len, self._texts)) + TOKEN_BYTES * len(self._texts)
 
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Return True when there is something to take, or the stream has ended; False after `timeout_s`.

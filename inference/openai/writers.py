@@ -18,8 +18,8 @@ LOOKS = 30
 """Looks in the time that a writer may be stuck."""
 QUIET_S = 15.0
 """After so long without a byte a stream that has begun says that it lives; proxies close it after 30 or 60."""
-MAX_TOKENS = 4_096
-"""Tokens kept for a client that does not read, some 256 KB: past that it is cut off at the next look."""
+MAX_BYTES = 256 * 1024
+"""What is kept for a client that does not read: past that it is cut off at the next look."""
 
 
 class Writers:
@@ -48,7 +48,7 @@ class Writers:
                     completion.stream.nudge()
                 continue
             stuck_s = now - exchange.writing_since_s
-            too_much = completion.stream.waiting_tokens > MAX_TOKENS and stuck_s >= self._stuck_s / LOOKS
+            too_much = stuck_s >= self._stuck_s / LOOKS and completion.stream.waiting_bytes > MAX_BYTES
             if stuck_s >= self._stuck_s or too_much:
                 completion.leave("client_too_slow")
                 exchange.abort()

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from cluster.domain import Outcome
+from cluster.engine.streams import TOKEN_BYTES
 from inference.completions import Completion
 from inference.openai.http import Exchange
-from inference.openai.writers import LOOKS, MAX_TOKENS, Writers
+from inference.openai.writers import LOOKS, MAX_BYTES, Writers
 from tests.unit.cluster.engine.rig import Rig, RigWorker
 from tests.unit.inference.rig import Desk
 
 STUCK_S = 30.0
 LOOK_S = STUCK_S / LOOKS
 NOW_S = 5_000.0
+MOST = MAX_BYTES // (TOKEN_BYTES + 1)
+"""Tokens of one character that may wait."""
 
 
 class Connection:
@@ -84,7 +87,7 @@ async def test_a_write_that_waits_too_long_costs_the_client_its_connection(stage
 
 async def test_who_lets_too_much_pile_up_is_cut_off_before_that(stage: Stage):
     stage.exchange.writing_since_s = NOW_S
-    stage.generate(MAX_TOKENS)
+    stage.generate(MOST)
     stage.writers.look(NOW_S + LOOK_S)
     assert stage.connection.aborted == 0
 
@@ -95,9 +98,18 @@ async def test_who_lets_too_much_pile_up_is_cut_off_before_that(stage: Stage):
     assert stage.desk.settlement.error_code == "client_too_slow"
 
 
+async def test_large_tokens_count_for_what_they_are(stage: Stage):
+    stage.exchange.writing_since_s = NOW_S
+    stage.worker.push("req_1", 0, *["x" * 10_000] * 27)
+
+    stage.writers.look(NOW_S + LOOK_S)
+
+    assert stage.connection.aborted == 1
+
+
 async def test_a_pile_that_has_only_just_come_is_the_workers_haste_and_nobodys_fault(stage: Stage):
     stage.exchange.writing_since_s = NOW_S
-    stage.generate(MAX_TOKENS + 1)
+    stage.generate(MOST + 1)
 
     stage.writers.look(NOW_S + LOOK_S - 0.01)
 
@@ -105,7 +117,7 @@ async def test_a_pile_that_has_only_just_come_is_the_workers_haste_and_nobodys_f
 
 
 async def test_a_stream_that_is_not_being_written_may_wait_as_long_as_it_likes(stage: Stage):
-    stage.generate(MAX_TOKENS + 1)
+    stage.generate(MOST + 1)
 
     stage.writers.look(NOW_S + 100 * STUCK_S)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.domain import FinishReason, Outcome
-from cluster.engine.streams import StreamFailure, TokenStream, Verdict
+from cluster.engine.streams import TOKEN_BYTES, StreamFailure, TokenStream, Verdict
 from tests.factories import make_task
 
 LOST = StreamFailure(Outcome.FAILED, "worker_lost", "The worker was lost.")
@@ -328,15 +328,15 @@ def test_what_nobody_has_taken_is_counted_until_it_is_taken_or_forgotten():
     stream = make_stream()
     stream.push("w-1", 1, 0, ["a", "b"])
     stream.push("w-1", 1, 2, ["c"])
-    assert stream.waiting_tokens == 3
+    assert stream.waiting_bytes == 3 * (TOKEN_BYTES + 1)
 
     stream.fence(1)
-    assert stream.waiting_tokens == 0
+    assert stream.waiting_bytes == 0
 
     stream.announce(2, "w-2", "W-2", 0.5)
     stream.push("w-2", 2, 0, ["x"])
     stream.take()
-    assert stream.waiting_tokens == 0
+    assert stream.waiting_bytes == 0
 
 
 def test_an_attempt_knows_where_it_began():
