@@ -20,6 +20,7 @@ because of size, and never the last because of isolation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, auto
 
 from cluster.scheduler.placement import Placement
@@ -91,7 +92,7 @@ class Matcher:
         served: list[TaskRecord] = []
         if record.kept is not None:
             self._let_go_of(record)
-        self._follow(record, now, served)
+        self._follow((record,), now, served)
         self._fill_let_go(now, served)
         return served
 
@@ -129,15 +130,20 @@ class Matcher:
                 break
             self._serve(record, worker, now, right)
             served.append(record)
-        for record in served[fresh:]:
-            self._follow(record, now, served)
+        self._follow(served[fresh:], now, served)
 
-    def _follow(self, record: TaskRecord, now: float, served: list[TaskRecord]) -> None:
-        """Let those behind a task that has left its line go too, where they fit and it did not."""
-        if record.past is not None:
-            return
-        while (head := self._queues.head_of(record.task)) and self._give_any(head, now, served):
-            pass
+    def _follow(self, left: Iterable[TaskRecord], now: float, served: list[TaskRecord]) -> None:
+        """Let those behind tasks that have left their lines go too, where they fit and these did not."""
+        behind = [record.task for record in left if record.past is None]
+        while behind:
+            heads = [head for task in behind if (head := self._queues.head_of(task)) is not None]
+            if len(heads) > 1:
+                heads.sort(key=self._queues.rank)
+            for head in heads:
+                if self._give_any(head, now, served):
+                    break
+            else:
+                return
 
     def _retry(self, record: TaskRecord, now: float, served: list[TaskRecord]) -> None:
         if record.kept is not None:

@@ -70,7 +70,7 @@ class Pool:
             worker = entry[4]
             if entry[3] != worker.version:
                 heappop(heap)
-            elif now - worker.last_seen_at_s > stale_s:
+            elif worker.stale or now - worker.last_seen_at_s > stale_s:
                 self.turned_stale(worker)
                 heappop(heap)
             elif idle and worker.held:

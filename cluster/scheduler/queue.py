@@ -269,6 +269,12 @@ class Queues(dict[str, ModelQueue]):
         line = queue.tiers[task.tier].lines.get(task.tenant) if queue else None
         return line.head if line and line.tasks else None
 
+    def rank(self, head: TaskRecord) -> tuple[int, int, int]:
+        """Return what the first of a line is ordered by among those of its model."""
+        task = head.task
+        line = self[task.model].tiers[task.tier].lines[task.tenant]
+        return task.tier, line.number, line.place
+
     def everyone(self, model: str) -> list[TaskRecord]:
         """Return all who wait for a model."""
         queue = self.get(model)
