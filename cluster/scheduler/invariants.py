@@ -55,6 +55,8 @@ def _check_queues(scheduler: Scheduler) -> None:
                 assert ranks == sorted(ranks), f"the line of {tenant} for {place} is out of order"
                 assert bool(ranks) == (line.number >= 0), f"{tenant} has a turn for {place} and no task, or the reverse"
                 assert not ranks or line.need == line.head.kv_tokens, f"the need of {tenant} for {place} is wrong"
+                due = not ranks or line.number == tiered.rounds.number_at(line.used_tokens)
+                assert due, f"{tenant} stands in round {line.number} for {place} and has used {line.used_tokens}"
             for ordered in (tiered.returned, list(tiered.arrivals.values())):
                 ranks = [record.sequence for record in ordered]
                 assert ranks == sorted(ranks), f"arrivals for {place} are out of order"

@@ -7,101 +7,21 @@ badly, unless no other could ever hold it.
 Score: load, the larger of the shares of slots and KV in use; then how soon it gives a first token, by
 the speed its heartbeats report. Pick: the smallest load, of equals the fastest, ties at random.
 
-Workers with equal offers form a pool, so that a choice does not look at every worker. A pool keeps
-its free workers in two heaps: by score, to choose from, and by free KV, to know at once that a task
-fits on none. The heaps are lazy: a change pushes new entries, and the worker's `version` says which
-of its entries are true. Workers that may not be given just anything have none.
+Workers with equal offers form a pool (`pools`), so that a choice does not look at every worker.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from cluster.domain import Choice, ModelOffer
+from cluster.scheduler.pools import ByScore, Pool
 from cluster.scheduler.state import Demand, TaskRecord
 from cluster.scheduler.workers import WorkerRecord
 
-ByScore = tuple[float, int, float, int, WorkerRecord]
-"""Load, slowness, a random tie-break, the worker's version, the worker."""
-ByRoom = tuple[int, int, WorkerRecord]
-"""Free KV bytes, negative for the largest to come first, the worker's version, the worker."""
 NOBODY: frozenset[str] = frozenset()
-
-
-class Pool:
-    """Live workers with equal offers, all simulated or none."""
-
-    __slots__ = ("_by_room", "_by_score", "_offers", "ready", "simulated", "workers")
-
-    def __init__(self, offers: tuple[ModelOffer, ...], *, simulated: bool) -> None:
-        self.workers: dict[str, WorkerRecord] = {}
-        self.simulated = simulated
-        self.ready = 0
-        """How many have entries."""
-        self._offers = {offer.id: offer for offer in offers}
-        self._by_score: list[ByScore] = []
-        self._by_room: list[ByRoom] = []
-
-    def push(self, worker: WorkerRecord, tie: float) -> None:
-        """Add the worker's true entries."""
-        heappush(self._by_score, (worker.load, worker.slowness, tie, worker.version, worker))
-        if worker.spec.kv_bytes:
-            heappush(self._by_room, (worker.kv_used_bytes - worker.spec.kv_bytes, worker.version, worker))
-        if len(self._by_score) > 2 * len(self.workers) + 16:
-            # Mostly false entries by now.
-            self._by_score = [entry for entry in self._by_score if entry[3] == entry[4].version]
-            heapify(self._by_score)
-        if len(self._by_room) > 2 * len(self.workers) + 16:
-            self._by_room = [entry for entry in self._by_room if entry[1] == entry[2].version]
-            heapify(self._by_room)
-
-    def best(
-        self, record: TaskRecord, excluded: frozenset[str], now: float, stale_s: float, *, idle: bool
-    ) -> ByScore | None:
-        """Return the entry of the worker to choose for the task, if any can take it now."""
-        heap = self._by_score
-        passed: list[ByScore] = []
-        found = None
-        while heap:
-            entry = heap[0]
-            worker = entry[4]
-            if entry[3] != worker.version:
-                heappop(heap)
-            elif worker.stale or now - worker.last_seen_at_s > stale_s:
-                self.turned_stale(worker)
-                heappop(heap)
-            elif idle and worker.held:
-                break  # as are all after it
-            elif worker.fits(record) and (
-                record.past is None or (worker.spec.id not in excluded and worker.suits(record))
-            ):
-                found = entry
-                break
-            elif not passed and not self._has_room(record):
-                break
-            else:
-                passed.append(heappop(heap))
-        for entry in passed:
-            heappush(heap, entry)
-        return found
-
-    def turned_stale(self, worker: WorkerRecord) -> None:
-        """Note that a worker has been silent for too long: its entries are not true any more."""
-        worker.stale = True
-        if worker.ready:
-            worker.ready = False
-            self.ready -= 1
-
-    def _has_room(self, record: TaskRecord) -> bool:
-        """Return whether some free worker may have the KV cache for the task."""
-        heap = self._by_room
-        while heap and heap[0][1] != heap[0][2].version:
-            heappop(heap)
-        # A pool may hold workers that do not account KV: they have no entry and any task fits.
-        return not heap or -heap[0][0] >= record.kv_tokens * self._offers[record.task.model].kv_bytes_per_token
 
 
 class Placement:

@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 
 from cluster.domain import Task, Tier
-from cluster.scheduler.drain import Drain
+from cluster.scheduler.pace import Pace
 from cluster.scheduler.state import TaskRecord
 from cluster.scheduler.turns import Line, Rounds
 
@@ -164,23 +164,6 @@ class TierQueue:
                 if line.tasks or line.unsettled or line.used_tokens > origin_tokens
             }
             self._crowded = 2 * len(self.lines) + SPARE_LINES
-
-
-class Pace:
-    """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
-
-    __slots__ = ("drain", "kept", "promised", "quiet", "since_aged")
-
-    def __init__(self, aged_every: int) -> None:
-        self.since_aged = aged_every
-        """Dispatches since the last that went to an aged task of a lower tier."""
-        self.quiet: tuple[int, float] = (-1, 0.0)
-        """The first tier with any, and until when none below it can be aged."""
-        self.kept: TaskRecord | None = None
-        """The task that needs more room than there is and for which a worker is kept."""
-        self.promised: TaskRecord | None = None
-        """The aged task of a lower tier that the next dispatch for age was given to, when it can go."""
-        self.drain = Drain()
 
 
 class ModelQueue:
