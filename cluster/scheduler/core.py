@@ -6,7 +6,7 @@ ticks when `next_deadline` says so.
 
 Read `state` first (what moves a task), then `handle`, then the method of the event you care about: of
 tasks in `attempts`, of workers in `roster` and `health`. The verbs they share are in `desk`; who goes
-where is decided in `matching`, with `queue` and `turns` for the order and `placement` for the workers.
+where is decided in `matching`, with `order`, `queue` and `turns` for who, and `placement` for where.
 After every event `check_invariants` holds.
 """
 

@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heapreplace
 from itertools import islice
 
 from cluster.domain import Task, Tier
-from cluster.scheduler.drain import Drain
+from cluster.scheduler.pace import Pace
 from cluster.scheduler.state import TaskRecord
 from cluster.scheduler.turns import Line, Rounds
 
@@ -166,23 +166,6 @@ class TierQueue:
             self._crowded = 2 * len(self.lines) + SPARE_LINES
 
 
-class Pace:
-    """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
-
-    __slots__ = ("drain", "kept", "promised", "quiet", "since_aged")
-
-    def __init__(self, aged_every: int) -> None:
-        self.since_aged = aged_every
-        """Dispatches since the last that went to an aged task of a lower tier."""
-        self.quiet: tuple[int, float] = (-1, 0.0)
-        """The first tier with any, and until when none below it can be aged."""
-        self.kept: TaskRecord | None = None
-        """The task that needs more room than there is and for which a worker is kept."""
-        self.promised: TaskRecord | None = None
-        """The aged task of a lower tier that the next dispatch for age was given to, when it can go."""
-        self.drain = Drain()
-
-
 class ModelQueue:
     """The waiting tasks of one model, a `TierQueue` per tier, the first to be served first."""
 
@@ -268,6 +251,12 @@ class Queues(dict[str, ModelQueue]):
         queue = self.get(task.model)
         line = queue.tiers[task.tier].lines.get(task.tenant) if queue else None
         return line.head if line and line.tasks else None
+
+    def rank(self, head: TaskRecord) -> tuple[int, int, int]:
+        """Return what the first of a line is ordered by among those of its model."""
+        task = head.task
+        line = self[task.model].tiers[task.tier].lines[task.tenant]
+        return task.tier, line.number, line.place
 
     def everyone(self, model: str) -> list[TaskRecord]:
         """Return all who wait for a model."""

@@ -13,7 +13,7 @@ from cluster.domain import GpuReading, ModelOffer, WorkerSpec
 from cluster.scheduler.state import Demand, TaskRecord
 
 if TYPE_CHECKING:
-    from cluster.scheduler.placement import Pool
+    from cluster.scheduler.pools import Pool
 
 FOREVER = float("inf")
 SMOOTHING = 0.3

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from cluster.domain import Tier
 from cluster.scheduler.core import Scheduler
-from cluster.scheduler.matching import Right
+from cluster.scheduler.order import Right
 from cluster.scheduler.queue import ModelQueue
 from cluster.scheduler.state import TaskRecord
 from cluster.scheduler.workers import WorkerRecord

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from cluster.domain import WorkerStatus
 from cluster.scheduler.commands import DrainWorker
-from cluster.scheduler.events import AttemptFinished, IntentsObserved, WorkerDraining, WorkerLost
+from cluster.scheduler.events import (
+    AttemptFailed,
+    AttemptFenced,
+    AttemptFinished,
+    IntentsObserved,
+    WorkerDraining,
+    WorkerLost,
+)
 from tests.unit.cluster.scheduler.builders import (
     CheckedScheduler,
     assigned,
@@ -123,3 +130,20 @@ def test_intents_about_workers_that_are_not_here_wait_for_them(scheduler: Checke
     scheduler.handle(join(make_spec("a")), 3.0)
 
     assert assigned(scheduler.handle(submit(make_task("t1")), 3.0)) == [("t1", "a")]
+
+
+def test_nobody_moves_from_one_worker_that_closes_to_another_that_closes_too(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("a")), 0.0)
+    task = make_task("t1")
+    scheduler.handle(submit(task), 0.0)
+    for name in ("b", "c"):
+        scheduler.handle(join(make_spec(name)), 0.0)
+        scheduler.handle(submit(make_task(f"on {name}")), 0.0)
+    scheduler.handle(AttemptFailed("t1", 1, "a", "backend_error"), 1.0)
+    scheduler.handle(AttemptFenced("t1", 1, 0), 1.0)
+
+    # It had failed on a, and waits for b or c; when both close, a is all that is left.
+    commands = scheduler.handle(IntentsObserved(frozenset({"b", "c"}), frozenset()), 2.0)
+
+    assert commands == started(task, "a", attempt=2, queued_s=1.0)
+    assert scheduler.handle(IntentsObserved(frozenset({"a", "b", "c"}), frozenset()), 3.0) == []

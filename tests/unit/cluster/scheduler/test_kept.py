@@ -281,3 +281,12 @@ def test_a_process_that_is_back_too_late_has_died(make_scheduler: MakeScheduler,
     scheduler.handle(WorkerLost("b", "link of b", "closed"), after_s + 1)
 
     assert bool(codes(scheduler.handle(AttemptFenced("t1", 2, 0), after_s + 1))) is dead
+
+
+def test_who_waits_to_be_alone_goes_in_company_once_the_worker_is_back_alive(bereft: CheckedScheduler) -> None:
+    task = make_task("poison?")
+    assert bereft.handle(AttemptFenced("poison?", 1, 0), 1.0) == [waits(task, WaitReason.ISOLATION)]
+
+    commands = bereft.handle(join(make_spec("a", models=("mistral-7b",)), link="again"), 2.0)
+
+    assert len(assigned(commands)) == 1 and assigned(commands)[0][1] in ("b", "c")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.domain import GpuReading
-from cluster.scheduler import placement
+from cluster.scheduler import pools
 from cluster.scheduler.core import Settings
 from cluster.scheduler.events import (
     AttemptFailed,
@@ -24,7 +24,8 @@ from cluster.scheduler.events import (
     Tick,
     WorkerLost,
 )
-from cluster.scheduler.placement import FEW, Placement
+from cluster.scheduler.placement import Placement
+from cluster.scheduler.pools import FEW
 from cluster.scheduler.workers import WorkerRecord
 from tests.unit.cluster.scheduler.builders import CheckedScheduler, assigned, join, make_spec, make_task, submit
 from tests.unit.cluster.scheduler.conftest import MakeScheduler
@@ -47,7 +48,7 @@ class Comparison:
         self._choose = Placement.choose
 
     def choose(self, candidates: Placement, record: Any, now: float) -> WorkerRecord | None:
-        with patch.object(placement, "FEW", 0):
+        with patch.object(pools, "FEW", 0):
             heaped = self._choose(candidates, record, now)
         scanned = self._choose(candidates, record, now)
         # Of equals either way takes any.
@@ -176,7 +177,7 @@ class HeapedCluster(Cluster):
 
     def __init__(self) -> None:
         super().__init__()
-        self._few = patch.object(placement, "FEW", 0)
+        self._few = patch.object(pools, "FEW", 0)
         self._few.start()
 
     def teardown(self) -> None:

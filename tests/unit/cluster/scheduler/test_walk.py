@@ -14,7 +14,7 @@ import pytest
 from cluster.domain import Tier
 from cluster.scheduler.commands import AnnounceWait, AssignTask, Command, FailTask
 from cluster.scheduler.events import AttemptFailed, AttemptFinished, AttemptReleased
-from cluster.scheduler.matching import Right
+from cluster.scheduler.order import Right
 from tests.unit.cluster.scheduler.builders import MODEL
 from tests.unit.cluster.scheduler.test_machine import OTHER, WORKERS, Cluster
 

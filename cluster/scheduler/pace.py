@@ -1,4 +1,6 @@
-"""How fast a line moves: what `Retry-After` and estimates of waits are computed from.
+"""What is remembered of a model's queue: how fast its line moves, and who went before whom.
+
+The first is what `Retry-After` and estimates of waits are computed from.
 
 The rate is the count of departures, each fading with time, so it does not matter whether they come
 evenly or in bursts. For how long to wait until there is *surely* a departure the rate alone will not
@@ -8,6 +10,8 @@ do: eight tasks that began together end together. So the longest recent pause co
 from __future__ import annotations
 
 from math import exp
+
+from cluster.scheduler.state import TaskRecord
 
 MEMORY_S = 20.0
 """How long a departure counts, about."""
@@ -52,3 +56,20 @@ class Drain:
         if rate is None:
             return None
         return max(self._pause_s, now - self._last_at_s) + (places - 1) / rate
+
+
+class Pace:
+    """What is remembered of a model's queue when nobody waits: so "one in ten" means all its dispatches."""
+
+    __slots__ = ("drain", "kept", "promised", "quiet", "since_aged")
+
+    def __init__(self, aged_every: int) -> None:
+        self.since_aged = aged_every
+        """Dispatches since the last that went to an aged task of a lower tier."""
+        self.quiet: tuple[int, float] = (-1, 0.0)
+        """The first tier with any, and until when none below it can be aged."""
+        self.kept: TaskRecord | None = None
+        """The task that needs more room than there is and for which a worker is kept."""
+        self.promised: TaskRecord | None = None
+        """The aged task of a lower tier that the next dispatch for age was given to, when it can go."""
+        self.drain = Drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.scheduler.drain import Drain
+from cluster.scheduler.pace import Drain
 
 
 def test_nothing_is_known_before_the_first_departure() -> None:
