@@ -78,6 +78,8 @@ async def test_the_banner_comes_when_the_connection_is_lost_and_goes_when_it_is_
     # The page fixture would complain: a browser logs a lost socket as an error, rightly.
     page = await chromium.new_page()
     await log_in(page, live_site)
+    live_site.publish(snapshot(1, worker("w-first")))
+    await expect(page.locator("#worker-w-first")).to_be_visible()  # so there is a socket to lose
     await expect(page.locator("#banner")).to_be_hidden()
 
     await page.context.set_offline(True)
@@ -85,7 +87,7 @@ async def test_the_banner_comes_when_the_connection_is_lost_and_goes_when_it_is_
     await expect(page.locator("#banner")).to_be_visible()
 
     await page.context.set_offline(False)
-    live_site.publish(snapshot(1, worker("w-back")))
+    live_site.publish(snapshot(2, worker("w-back")))
     await expect(page.locator("#worker-w-back")).to_be_visible(timeout=20_000)
     await expect(page.locator("#banner")).to_be_hidden()
     await page.close()
