@@ -27,6 +27,7 @@ lint: $(VENV)
 # Figures: server CPU time per request against bare ASGI on the same machine, in the same run.
 bench: $(VENV)
 	@$(RUN) -m tests.benchmarks.scheduler
+	@$(RUN) -m tests.benchmarks.fairness
 	@$(RUN) -m tests.benchmarks.gateway
 
 # The long versions of the tests.

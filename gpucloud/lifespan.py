@@ -53,6 +53,7 @@ class Node:
                     quarantine_s=settings.QUARANTINE_S,
                     aged_after_s=settings.AGED_AFTER_S,
                     max_waiting=settings.MAX_WAITING,
+                    max_waiting_tokens=settings.MAX_WAITING_TOKENS,
                     max_waiting_share=settings.MAX_WAITING_SHARE,
                 ),
                 first_token_s=settings.FIRST_TOKEN_S,

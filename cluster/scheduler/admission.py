@@ -1,7 +1,8 @@
 """How many may wait, and when whoever is turned away should come again.
 
-Only tasks that have to wait are counted: what a worker takes at once is never refused. A tenant has a
-share of the queue so that none can fill it alone. `Retry-After` is when the line will surely have moved
+Only tasks that have to wait are counted: what a worker takes at once is never refused. They are counted
+by heads and by the tokens of their prompts, so that the queue's memory is bounded whatever they are. A
+tenant has a share of both so that none can fill the queue alone. `Retry-After` is when the line will surely have moved
 at the pace it has moved of late: who comes back then finds room, unless others came first.
 """
 
@@ -18,9 +19,12 @@ LEAST_S, MOST_S = 1.0, 60.0
 
 def turn_away(record: TaskRecord, queues: Queues, settings: Settings, now: float) -> FailTask | None:
     """Return why a new task may not wait, or None if it may."""
-    if queues.by_tenant[record.task.tenant] >= settings.max_waiting * settings.max_waiting_share:
+    tenant, share = record.task.tenant, settings.max_waiting_share
+    own, own_tokens = queues.by_tenant[tenant], queues.prompt_tokens_by_tenant[tenant]
+    # Who waits with nothing yet may come with a prompt of any length that a model takes.
+    if own >= settings.max_waiting * share or (own and own_tokens >= settings.max_waiting_tokens * share):
         return failures.share_exceeded(record, _own_room_s(record, queues, settings, now))
-    if queues.depth >= settings.max_waiting:
+    if queues.depth >= settings.max_waiting or queues.prompt_tokens >= settings.max_waiting_tokens:
         return failures.queue_full(record, _any_room_s(queues, settings, now))
     return None
 

@@ -55,6 +55,12 @@ def _check_queues(scheduler: Scheduler, waiting: list[TaskRecord]) -> None:
     assert scheduler.queues.depth == len(waiting), "the depth of the queues is wrong"
     tenants = Counter([record.task.tenant for record in waiting])
     assert scheduler.queues.by_tenant == tenants, "tenants are miscounted"
+    assert scheduler.queues.prompt_tokens == sum([record.task.prompt_tokens for record in waiting]), (
+        "the prompts' tokens are miscounted"
+    )
+    assert sum(scheduler.queues.prompt_tokens_by_tenant.values()) == scheduler.queues.prompt_tokens, (
+        "the tenants' tokens are miscounted"
+    )
 
 
 def _check_tier(tiered: TierQueue, place: str) -> None:

@@ -196,7 +196,16 @@ class ModelQueue:
 class Queues(dict[str, ModelQueue]):
     """All waiting tasks: a `ModelQueue` for each model that has any."""
 
-    __slots__ = ("_aged_every", "_estimated_tokens", "_paces", "_quantum_tokens", "by_tenant", "depth")
+    __slots__ = (
+        "_aged_every",
+        "_estimated_tokens",
+        "_paces",
+        "_quantum_tokens",
+        "by_tenant",
+        "depth",
+        "prompt_tokens",
+        "prompt_tokens_by_tenant",
+    )
 
     MAX_PACES = 1_024
 
@@ -204,8 +213,12 @@ class Queues(dict[str, ModelQueue]):
         super().__init__()
         self.depth = 0
         """How many wait."""
+        self.prompt_tokens = 0
+        """In all their prompts."""
         self.by_tenant: Counter[str] = Counter()
         """How many of each tenant wait; nobody with none."""
+        self.prompt_tokens_by_tenant: Counter[str] = Counter()
+        """In the prompts of these."""
         self._paces: dict[str, Pace] = {}
         self._quantum_tokens = quantum_tokens
         self._estimated_tokens = estimated_tokens
@@ -226,6 +239,8 @@ class Queues(dict[str, ModelQueue]):
             queue.pace.quiet = (-1, 0.0)  # what it waited before counts too
         self.depth += 1
         self.by_tenant[task.tenant] += 1
+        self.prompt_tokens += task.prompt_tokens
+        self.prompt_tokens_by_tenant[task.tenant] += task.prompt_tokens
 
     def remove(self, record: TaskRecord) -> None:
         """Take a task out."""
@@ -266,11 +281,14 @@ class Queues(dict[str, ModelQueue]):
     def _count_out(self, queue: ModelQueue, task: Task) -> None:
         queue.depth -= 1
         self.depth -= 1
+        self.prompt_tokens -= task.prompt_tokens
         left = self.by_tenant[task.tenant] - 1
         if left:
             self.by_tenant[task.tenant] = left
+            self.prompt_tokens_by_tenant[task.tenant] -= task.prompt_tokens
         else:
             del self.by_tenant[task.tenant]
+            del self.prompt_tokens_by_tenant[task.tenant]
         if not queue.depth:
             del self[task.model]
 

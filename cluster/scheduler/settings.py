@@ -12,6 +12,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Tasks that may wait, over all models."""
     max_waiting_share: float = 0.25
     """How much of that one tenant may have."""
+    max_waiting_tokens: int = 16_000_000
+    """Tokens of prompts that may wait: some 100 MB."""
     queue_timeout_s: float = 30.0
     no_worker_grace_s: float = 10.0
     """How long a model that was served may be without a worker before its tasks are refused."""

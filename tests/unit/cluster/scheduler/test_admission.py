@@ -49,6 +49,26 @@ def test_a_full_queue_turns_everybody_away(small: CheckedScheduler) -> None:
     assert small.waiting == 8 and "late" not in small.tasks
 
 
+def test_long_prompts_fill_the_queue_and_a_share_of_it_before_many_do(make_scheduler: MakeScheduler) -> None:
+    scheduler = make_scheduler(max_waiting_tokens=1_000, max_waiting_share=0.5)
+    scheduler.handle(join(make_spec("w")), 0.0)
+    scheduler.handle(submit(make_task("running", tenant="dave")), 0.0)
+    for number, tenant in enumerate(("alice", "alice", "bob", "charlie")):
+        scheduler.handle(submit(make_task(f"w{number}", tenant=tenant, prompt_tokens=300)), 0.0)
+
+    refused = [
+        *scheduler.handle(submit(make_task("alice's third", tenant="alice", prompt_tokens=1)), 0.0),
+        *scheduler.handle(submit(make_task("erin's first", tenant="erin", prompt_tokens=1)), 0.0),
+    ]
+
+    assert codes(refused) == [
+        ("alice's third", "failed", "rate_limit_exceeded"),
+        ("erin's first", "failed", "engine_overloaded"),
+    ]
+    assert scheduler.handle(TaskCancelled("w0"), 1.0) == []
+    assert scheduler.queues.prompt_tokens == 900
+
+
 def test_a_tenant_with_its_share_in_line_is_turned_away_and_nobody_else(small: CheckedScheduler) -> None:
     fill(small, 4, tenants=1)
 
