@@ -163,6 +163,8 @@ class Desk:
     def _settle(self, record: TaskRecord, generated_tokens: int) -> None:
         """Let a tenant's share pay for what was generated, and no longer for what was expected."""
         if record.line is not None:
+            # No more than was asked for: a worker's word must not cost a tenant its turns for hours.
+            generated_tokens = min(generated_tokens, record.task.generation.max_tokens)
             self.queues.settle(record, record.task.prompt_tokens + generated_tokens)
 
     def _settle_seen(self, record: TaskRecord) -> None:

@@ -66,7 +66,7 @@ def _judge_client(world: World, client: SimClient) -> Iterator[str]:
         yield f"{client.id} left, is billed {end.delivered_tokens} of {client.passed_tokens}..{client.handed_tokens}"
     if end.attempts > world.scheduler.settings.max_attempts:
         yield f"{client.id} had {end.attempts} attempts"
-    if world.poisoned[client.id] > world.scheduler.settings.max_deaths:
+    if world.poisoned[client.id] > world.scheduler.settings.max_deaths + world.stalled[client.id]:
         yield f"{client.id} killed {world.poisoned[client.id]} workers"
     exhausted = end.attempts >= world.scheduler.settings.max_attempts or client.id in world.refused
     if end.error_code in RETRIED and not exhausted and (not client.stream or not client.handed_tokens):

@@ -16,7 +16,8 @@ LATENCY_S = 0.002
 INSTANT_S = 1e-6
 DEAD_PEER_S = 2.0
 """How long TCP takes to give up on a peer that does not answer (15 s in the product)."""
-FAREWELLS = (1000, 1001)
+FAREWELLS = (1000, 1001, 4409)
+"""Close codes that blame nobody. 4409 among them: two dials of one worker may overtake each other."""
 
 Scope = dict[str, Any]
 

@@ -100,6 +100,8 @@ class World:
         """Tasks that may not be tried again: their worker has said so, or the budget for that was spent."""
         self.unanswered: set[tuple[str, int]] = set()
         """Cancels that a worker chose not to hear."""
+        self.stalled: Counter[str] = Counter()
+        """How many of a task's attempts were given up for want of progress: they may still be on their way."""
         self.poisoned: Counter[str] = Counter()
         """How many workers a task has killed."""
         self.ledger: Any = SimLedger(self)
@@ -246,6 +248,8 @@ class World:
                 self.scheduler.check_invariants()
             except AssertionError as error:
                 self.violation(f"after {type(event).__name__}: {error}")
+        if isinstance(event, events.AttemptStalled):
+            self.stalled[event.task_id] += 1
         if isinstance(event, events.AttemptFenced):
             self._fenced[event.task_id] = event.next_seq
         for command in commands:

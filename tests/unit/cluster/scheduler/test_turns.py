@@ -94,6 +94,19 @@ def test_what_is_not_known_to_have_been_generated_stays_charged(scheduler: Check
     assert assigned(scheduler.handle(AttemptReleased("bob0", 1, "w", generated_tokens=100), 1.0)) == [("bob1", "w")]
 
 
+def test_a_worker_that_boasts_costs_a_tenant_no_more_than_was_asked_for(scheduler: CheckedScheduler) -> None:
+    scheduler.handle(join(make_spec("w")), 0.0)
+    scheduler.handle(submit(make_task("first", tenant="dave")), 0.0)
+    queue_up(scheduler, "alice", 4, max_tokens=1_000)
+    queue_up(scheduler, "bob", 4, max_tokens=1_000)
+
+    assert serve(scheduler, "first", 1) == ["alice0"]
+
+    assert serve(scheduler, "alice0", 1, generated=10**9) == ["bob0"]
+
+    assert serve(scheduler, "bob0", 3) == ["alice1", "bob1", "alice2"]
+
+
 def test_a_task_that_ends_with_an_error_costs_its_tenant_nothing(scheduler: CheckedScheduler) -> None:
     scheduler.handle(join(make_spec("w")), 0.0)
     scheduler.handle(submit(make_task("first", tenant="dave")), 0.0)
