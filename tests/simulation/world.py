@@ -341,6 +341,10 @@ class World:
             self.violation(f"{task_id} runs on {' and '.join(busy)} at once")
 
     def _check_cancelled(self, client: SimClient) -> None:
+        if self.runtime.lag_s() > CANCEL_S:
+            # The server was paused meanwhile and has only just woken up: it is owed its time.
+            self.later(CANCEL_S + LATENCY_S + 0.01, lambda: self._check_cancelled(client))
+            return
         for worker in self.workers:
             if worker.prompt and any(task == client.id for task, _ in worker.jobs):
                 self.violation(f"{worker.name} still works for {client.id}, whose client is gone")
