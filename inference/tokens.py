@@ -48,12 +48,9 @@ def count_text(model: str, text: str) -> int:
 def count_chat(model: str, messages: Sequence[Message]) -> int:
     """Return the number of prompt tokens of a conversation."""
     encoding = _encoding_of(model)
-    measure = _measure_of(encoding)
     total = PRIMING_TOKENS
     for message in messages:
-        content = message.content
-        count = measure(content, _WHOLE)[1] if len(content) <= THREAD_FROM_CHARS else _count(content, encoding)
-        total += PER_MESSAGE_TOKENS + _count_role(message.role, encoding) + count
+        total += PER_MESSAGE_TOKENS + _count_role(message.role, encoding) + _count(message.content, encoding)
         if message.name is not None:
             total += PER_NAME_TOKENS + _count(message.name, encoding)
     return total
@@ -73,7 +70,7 @@ def _count(text: str, encoding: str) -> int:
     if len(text) > THREAD_FROM_CHARS:
         # Lets go of the GIL while it counts, and costs 50 µs a call: only for what runs in a thread.
         return int(toktok.batch_count([text], encoding, threads=1)[0])
-    return int(toktok.truncate(text, _WHOLE, encoding)[1])
+    return _measure_of(encoding)(text, _WHOLE)[1]
 
 
 @lru_cache(maxsize=8)

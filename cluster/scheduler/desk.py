@@ -72,7 +72,7 @@ class Desk:
         # Most tasks find a worker at once: why they could not have been served is nobody's question.
         if self._matcher.place(record, now):
             self._announce((record,))
-            self.timers.arm(record, record.submitted_at_s + self.settings.total_timeout_s)
+            self.timers.arm(record, self._due_at_s(record))
             return
         if refusal := self._refusal(record, now):
             self._fail(record, Trigger.REFUSE, refusal)

@@ -45,7 +45,9 @@ class Placement:
         self.workers[worker.spec.id] = worker
         pool = self._pools.get(_key(worker))
         if pool is None:
-            pool = self._pools[_key(worker)] = Pool(worker.spec.models, simulated=worker.spec.simulated)
+            pool = self._pools[_key(worker)] = Pool(
+                worker.spec.models, self._rng, simulated=worker.spec.simulated, stale_s=self._stale_s
+            )
             for model in worker.offers:
                 self._by_model.setdefault(model, []).append(pool)
         pool.workers[worker.spec.id] = worker
@@ -58,7 +60,6 @@ class Placement:
     def remove(self, worker: WorkerRecord, now: float) -> None:
         """Forget a worker."""
         del self.workers[worker.spec.id]
-        self._retract(worker)
         worker.version = -1
         pool = worker.pool
         pool.forget(worker)
@@ -170,7 +171,7 @@ class Placement:
         best: ByScore | None = None
         for pool in self._by_model.get(task.model, ()):
             if pool.simulated or not task.simulated_only:
-                entry = pool.best(record, excluded, now, self._stale_s, self._rng, idle=idle)
+                entry = pool.best(record, excluded, now, idle=idle)
                 if entry is not None and (best is None or entry < best):
                     best = entry
         return best[4] if best is not None else None
@@ -219,11 +220,6 @@ class Placement:
             other is not worker and other.kept_for is None and not other.alone and not other.stale
             for other in self.equals(record)
         )
-
-    def _retract(self, worker: WorkerRecord) -> None:
-        if worker.ready:
-            worker.ready = False
-            worker.pool.ready -= 1
 
     def _count_in(self, worker: WorkerRecord) -> None:
         """Note that tasks can have a worker."""

@@ -26,13 +26,15 @@ FEW = 8
 class Pool:
     """Live workers with equal offers, all simulated or none."""
 
-    __slots__ = ("_by_room", "_by_score", "_offers", "changed", "ready", "simulated", "workers")
+    __slots__ = ("_by_room", "_by_score", "_offers", "_rng", "_stale_s", "changed", "ready", "simulated", "workers")
 
-    def __init__(self, offers: tuple[ModelOffer, ...], *, simulated: bool) -> None:
+    def __init__(self, offers: tuple[ModelOffer, ...], rng: random.Random, *, simulated: bool, stale_s: float) -> None:
         self.workers: dict[str, WorkerRecord] = {}
         self.simulated = simulated
         self.ready = 0
         """How many have entries."""
+        self._rng = rng
+        self._stale_s = stale_s
         self._offers = {offer.id: offer for offer in offers}
         self._by_score: list[ByScore] = []
         self._by_room: list[ByRoom] = []
@@ -41,23 +43,15 @@ class Pool:
 
     def forget(self, worker: WorkerRecord) -> None:
         """Let go of a worker."""
+        self._retract(worker)
         del self.workers[worker.spec.id]
         self.changed.pop(worker.spec.id, None)
 
-    def best(
-        self,
-        record: TaskRecord,
-        excluded: frozenset[str],
-        now: float,
-        stale_s: float,
-        rng: random.Random,
-        *,
-        idle: bool,
-    ) -> ByScore | None:
+    def best(self, record: TaskRecord, excluded: frozenset[str], now: float, *, idle: bool) -> ByScore | None:
         """Return the entry of the worker to choose for the task, if any can take it now."""
         if len(self.workers) <= FEW:
-            return self._best_of_few(record, excluded, now, stale_s, rng, idle=idle)
-        self._push_changed(rng)
+            return self._best_of_few(record, excluded, now, idle=idle)
+        self._push_changed()
         heap = self._by_score
         passed: list[ByScore] = []
         found = None
@@ -66,14 +60,12 @@ class Pool:
             worker = entry[4]
             if entry[3] != worker.version:
                 heappop(heap)
-            elif worker.stale or now - worker.last_seen_at_s > stale_s:
+            elif worker.stale or now - worker.last_seen_at_s > self._stale_s:
                 self.turned_stale(worker)
                 heappop(heap)
             elif idle and worker.held:
                 break  # as are all after it
-            elif worker.fits(record) and (
-                record.past is None or (worker.spec.id not in excluded and worker.suits(record))
-            ):
+            elif _may_take(worker, record, excluded):
                 found = entry
                 break
             elif not passed and not self._has_room(record):
@@ -84,36 +76,27 @@ class Pool:
             heappush(heap, entry)
         return found
 
-    def _best_of_few(
-        self,
-        record: TaskRecord,
-        excluded: frozenset[str],
-        now: float,
-        stale_s: float,
-        rng: random.Random,
-        *,
-        idle: bool,
-    ) -> ByScore | None:
+    def _best_of_few(self, record: TaskRecord, excluded: frozenset[str], now: float, *, idle: bool) -> ByScore | None:
         """Return the same by looking at every worker, which costs less than to keep a few in order."""
         best: ByScore | None = None
         for worker in self.workers.values():
-            if not worker.ready or (idle and worker.held) or not worker.fits(record):
+            if not worker.ready or (idle and worker.held):
                 continue
-            if now - worker.last_seen_at_s > stale_s:
+            if now - worker.last_seen_at_s > self._stale_s:
                 self.turned_stale(worker)
                 continue
-            if record.past is not None and (worker.spec.id in excluded or not worker.suits(record)):
+            if not _may_take(worker, record, excluded):
                 continue
-            entry = (worker.load, worker.slowness, rng.random(), worker.version, worker)
+            entry = (worker.load, worker.slowness, self._rng.random(), worker.version, worker)
             if best is None or entry < best:
                 best = entry
         return best
 
-    def _push_changed(self, rng: random.Random) -> None:
+    def _push_changed(self) -> None:
         """Add the true entries of all workers that changed since the last choice."""
         for worker in self.changed.values():
             if worker.ready:
-                self._push(worker, rng.random())
+                self._push(worker, self._rng.random())
         self.changed.clear()
 
     def _push(self, worker: WorkerRecord, tie: float) -> None:
@@ -131,6 +114,9 @@ class Pool:
     def turned_stale(self, worker: WorkerRecord) -> None:
         """Note that a worker has been silent for too long: its entries are not true any more."""
         worker.stale = True
+        self._retract(worker)
+
+    def _retract(self, worker: WorkerRecord) -> None:
         if worker.ready:
             worker.ready = False
             self.ready -= 1
@@ -142,3 +128,10 @@ class Pool:
             heappop(heap)
         # A pool may hold workers that do not account KV: they have no entry and any task fits.
         return not heap or -heap[0][0] >= record.kv_tokens * self._offers[record.task.model].kv_bytes_per_token
+
+
+def _may_take(worker: WorkerRecord, record: TaskRecord, excluded: frozenset[str]) -> bool:
+    """Return whether a free worker has room for the task and is one for it; a first attempt may go anywhere."""
+    if not worker.fits(record):
+        return False
+    return record.past is None or (worker.spec.id not in excluded and worker.suits(record))

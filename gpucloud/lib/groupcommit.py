@@ -26,6 +26,8 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from gpucloud.lib.linger import Linger
+
 logger = logging.getLogger(__name__)
 
 LINGER_S = 0.05
@@ -95,10 +97,8 @@ class GroupCommit(Generic[T]):
         self._timeout_s = timeout_s
         self._retry_s = retry_s
         self._pending: list[T] = []
-        self._young: list[T] = []
-        self._old: list[T] = []
-        """Rows put with `linger`: since the last look, and before. Many have gone on since."""
-        self._linger_timer: asyncio.TimerHandle | None = None
+        self._lingering: Linger[T] = Linger(self.urge, longest_s=LINGER_S)
+        """Rows put with `linger`; most have gone on by the time they are urged."""
         self._flying: list[T] = []
         self._busy = False
         self._next_at_s = 0.0
@@ -124,7 +124,7 @@ class GroupCommit(Generic[T]):
         if self._thread is None:
             return
         self._stopping.set()
-        self._urge_all()
+        self._lingering.act_on_all()
         # Rows that are put meanwhile are written too.
         while self._busy:
             self._drained = self._loop.create_future()
@@ -143,9 +143,7 @@ class GroupCommit(Generic[T]):
             return
         if linger and not self._stopping.is_set():
             ticket.state = TicketState.LINGERING
-            self._young.append(ticket)
-            if self._linger_timer is None:
-                self._linger_timer = self._loop.call_later(LINGER_S / 2, self._look)
+            self._lingering.add(ticket)
             return
         self._queue(ticket)
 
@@ -179,17 +177,6 @@ class GroupCommit(Generic[T]):
             ticket.waiters = [waiter]
         else:
             ticket.waiters.append(waiter)
-
-    def _look(self) -> None:
-        """Urge what has lingered for a whole turn; what came meanwhile has one more."""
-        for ticket in self._old:
-            self.urge(ticket)
-        self._old, self._young = self._young, []
-        self._linger_timer = self._loop.call_later(LINGER_S / 2, self._look) if self._old else None
-
-    def _urge_all(self) -> None:
-        for ticket in (*self._old, *self._young):
-            self.urge(ticket)
 
     def _hand_over_in_time(self) -> None:
         if self._loop.time() >= self._next_at_s or self._stopping.is_set():

@@ -21,6 +21,7 @@ from typing import Any, cast
 import msgspec
 
 from gpucloud.lib.asgi import Message, Receive
+from gpucloud.lib.linger import Linger
 
 AFTER_S = 0.05
 """How long a request may run unwatched; half as long at the least."""
@@ -30,27 +31,14 @@ class Watch:
     """Watches the connections of one event loop."""
 
     def __init__(self, *, after_s: float = AFTER_S) -> None:
-        self._after_s = after_s
-        self._young: list[Watched] = []
-        self._old: list[Watched] = []
-        """Not watched yet: come since the last look, and before. Most have been stopped since."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._young: Linger[Watched] = Linger(Watched.begin, longest_s=after_s)
+        """Not watched yet; most have been stopped by the time they would be."""
 
     def start(self, receive: Receive, on_disconnect: Callable[[], None]) -> Watched:
         """Return a handle on a connection that will be watched until it is stopped."""
         watched = Watched(receive, on_disconnect)
-        self._young.append(watched)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._after_s / 2, self._look)
+        self._young.add(watched)
         return watched
-
-    def _look(self) -> None:
-        """Watch who has been here for a whole turn; who came meanwhile has one more."""
-        for watched in self._old:
-            watched.begin()
-        self._old, self._young = self._young, []
-        again = asyncio.get_running_loop().call_later(self._after_s / 2, self._look) if self._old else None
-        self._timer = again
 
 
 class Watched(msgspec.Struct, eq=False):

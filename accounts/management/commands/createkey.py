@@ -33,7 +33,6 @@ class Command(BaseCommand):
             default=DEFAULT_TIER,
             help="queue class of its requests (default: %(default)s)",
         )
-
         parser.add_argument(
             "--highest-tier", choices=TIERS, help="the highest they may ask for, if that is not the same"
         )
