@@ -185,7 +185,14 @@ class WorkerRecord:
 
     def fits(self, record: TaskRecord) -> bool:
         """Return whether there is room for the task now."""
-        return self.has_slot and record.kv_tokens <= self.room_tokens(record.task.model)
+        # What `has_slot` and `room_tokens` say, spelled out: asked of several workers for every task.
+        spec, kv_tokens = self.spec, record.kv_tokens
+        if self.held >= spec.capacity or self.alone:
+            return False
+        offer = self.offers[record.task.model]
+        if kv_tokens > offer.context_tokens:
+            return False
+        return not spec.kv_bytes or kv_tokens * offer.kv_bytes_per_token <= spec.kv_bytes - self.kv_used_bytes
 
     def suits(self, record: TaskRecord) -> bool:
         """Return whether the task may be here and, if it has begun to answer, can be continued here."""
