@@ -8,6 +8,8 @@ The `type: ignore`s: Django's admin classes are generic to the type checker only
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
@@ -17,7 +19,8 @@ from django.http import HttpRequest
 
 from accounts import services
 from accounts.models import ApiKey, User
-from gpucloud.lib.admin import RevokedFilter, act_on_each
+from gpucloud.lib.admin import AuditedByServices, RevokedFilter, act_on_each, actor_in
+from gpucloud.lib.audit import Actor, record
 
 
 class UserAddForm(AdminUserCreationForm):  # type: ignore[type-arg]
@@ -37,7 +40,7 @@ class UserEditForm(UserChangeForm):  # type: ignore[type-arg]
 
 
 @admin.register(User)
-class UserAdmin(BaseUserAdmin):  # type: ignore[type-arg]
+class UserAdmin(AuditedByServices, BaseUserAdmin):  # type: ignore[type-arg]
     """People: who may log in, and who is staff."""
 
     form = UserEditForm
@@ -56,7 +59,12 @@ class UserAdmin(BaseUserAdmin):  # type: ignore[type-arg]
 
     def save_model(self, request: HttpRequest, obj: User, form: ModelForm[User], change: bool) -> None:
         """Store the user by the service, so that keys of a switched-off one stop at once."""
-        services.save_user(user=obj)
+        services.save_user(user=obj, actor=actor_in(request))
+
+    def log_change(self, request: HttpRequest, obj: User, message: Any) -> Any:
+        """Put a new password on record; the form for it passes no service."""
+        if request.resolver_match and request.resolver_match.url_name == "auth_user_password_change":
+            record(actor=actor_in(request), row=obj, did="Password changed.")
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         """Users are switched off, never deleted: the ledger refers to them."""
@@ -64,7 +72,7 @@ class UserAdmin(BaseUserAdmin):  # type: ignore[type-arg]
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class ApiKeyAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg]
     """Keys: whose, on which terms, and whether they still work."""
 
     list_display = (
@@ -79,22 +87,39 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "revoked_at",
         "last_used_at",
     )
-    list_filter = (RevokedFilter, "tier", "highest_tier", "created_at")
+    list_filter = (RevokedFilter, "test", "tier", "highest_tier", "created_at")
     list_select_related = ("user",)
     search_fields = ("prefix", "last4", "name", "user__email")
     fields = (
         "masked",
         "user",
         "name",
+        "test",
         "tier",
         "highest_tier",
+        "models",
         "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_requests",
+        "max_tokens",
+        "monthly_tokens",
         "expires_at",
         "created_at",
         "revoked_at",
         "last_used_at",
+        "previous_masked",
+        "previous_until",
     )
-    readonly_fields = ("masked", "user", "created_at", "revoked_at", "last_used_at")
+    readonly_fields = (
+        "masked",
+        "user",
+        "test",
+        "created_at",
+        "revoked_at",
+        "last_used_at",
+        "previous_masked",
+        "previous_until",
+    )
     actions = ("revoke_selected",)
 
     @admin.display(description="key", ordering="prefix")
@@ -105,11 +130,11 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Revoke selected keys", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Refuse the keys from now on, for good."""
-        act_on_each(self, request, queryset, _revoke, entry="Revoked.", summary="Keys revoked")
+        act_on_each(self, request, queryset, _revoke, summary="Keys revoked")
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: ModelForm[ApiKey], change: bool) -> None:
         """Store the key by the service."""
-        services.save_key(key=obj)
+        services.save_key(key=obj, actor=actor_in(request))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Keys are made where their secret can be shown once."""
@@ -120,5 +145,5 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
-def _revoke(key: ApiKey) -> bool:
-    return services.revoke_key(key=key)
+def _revoke(key: ApiKey, actor: Actor) -> bool:
+    return services.revoke_key(key=key, actor=actor)

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from accounts.limits import UNLIMITED, Limits
+
 
 class Refused(StrEnum):
     """Why a key may not pass. Clients are told one thing for all of these; logs may differ."""
@@ -30,7 +32,12 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     tier: str
     """For requests that name none."""
     highest_tier: str
+    models: tuple[str, ...] | None = None
+    """Globs of the models it may use; None for any."""
+    max_tokens: int = 0
+    """The most one request may generate; 0 means no cap of its own."""
+    simulated_only: bool = False
+    """Whether only simulated workers may serve it."""
+    limits: Limits = UNLIMITED
     expires_at_s: float | None = None
     """Wall clock, seconds since the epoch."""
-    requests_per_minute: int = 0
-    """0 means no limit."""

@@ -28,7 +28,8 @@ from secrets import token_bytes
 
 from accounts.identity import Identity, Refused
 from accounts.invalidation import subscribe, unsubscribe
-from accounts.keys import PREFIX_CHARS, digest_key, is_well_formed
+from accounts.keys import PRIVATE_CHARS, digest_key, is_well_formed
+from accounts.limits import Limits
 from accounts.selectors import KeyRow, list_key_rows, read_data_version, tenant_of
 from accounts.services import MARK_EVERY_S, mark_keys_used
 from gpucloud.lib.dbthread import DatabaseThread
@@ -106,7 +107,7 @@ class Keyring:
 
     def peek(self, secret: bytes, now: float) -> Identity | Refused | None:
         """Return what is known of `secret` at wall-clock time `now`; None: ask `resolve`."""
-        prefix = secret[:PREFIX_CHARS].decode("latin-1")
+        prefix = secret[:-PRIVATE_CHARS].decode("latin-1")
         entry = self._entries.get(prefix)
         if entry is None:
             if not is_well_formed(secret):
@@ -120,7 +121,7 @@ class Keyring:
         """Return who holds `secret`, None if nobody may use it; else raise `UnableToReadKeys`."""
         verdict = self.peek(secret, self._clock())
         if verdict is None:
-            entry = await self._join_flight(secret[:PREFIX_CHARS].decode())
+            entry = await self._join_flight(secret[:-PRIVATE_CHARS].decode())
             verdict = self._judge(secret, entry, self._clock())
         return verdict if isinstance(verdict, Identity) else None
 
@@ -296,8 +297,17 @@ class _Entry:
             prefix=row.prefix,
             tier=row.tier,
             highest_tier=row.highest_tier,
+            models=None if row.models == ["*"] else tuple(row.models),
+            max_tokens=row.max_tokens,
+            simulated_only=row.test,
+            limits=Limits(
+                requests_per_minute=row.requests_per_minute,
+                tokens_per_minute=row.tokens_per_minute,
+                concurrent_requests=row.concurrent_requests,
+                # A test key costs nothing, so there is nothing to budget.
+                monthly_tokens=0 if row.test else row.monthly_tokens,
+            ),
             expires_at_s=None if row.expires_at is None else row.expires_at.timestamp(),
-            requests_per_minute=row.requests_per_minute,
         )
 
 

@@ -6,6 +6,7 @@ written by `services` and read by `selectors`.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
@@ -16,13 +17,19 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 
 from gpucloud.lib.credential import Credential
+from gpucloud.lib.globs import any_model, validate_globs
+from gpucloud.lib.secret import PREFIX_CHARS, mask
 
 MAX_REQUESTS_PER_MINUTE = 1_000_000
+MAX_TOKENS_PER_MINUTE = 1_000_000_000
+MAX_CONCURRENT_REQUESTS = 100_000
+MAX_TOKENS = 1_000_000
+MAX_MONTHLY_TOKENS = 10**15
 
 
 def normalize_email(email: str) -> str:
     """Return the one spelling under which an address is stored and looked up."""
-    return email.strip().lower()
+    return unicodedata.normalize("NFKC", email).strip().casefold()
 
 
 class UserManager(BaseUserManager["User"]):
@@ -84,7 +91,10 @@ class Tier(models.TextChoices):
 
 
 class ApiKey(Credential):
-    """A key of the data plane."""
+    """A key of the data plane: whose it is, what it may ask for, and how much of it.
+
+    After a rotation its previous secret lives on until `previous_until`.
+    """
 
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="api_keys")
     tier = models.CharField(
@@ -93,8 +103,40 @@ class ApiKey(Credential):
     highest_tier = models.CharField(
         max_length=8, choices=Tier, default=Tier.DEFAULT, help_text="A request that asks for more is served in this."
     )
+    test = models.BooleanField(
+        default=False, db_default=False, editable=False, help_text="Simulated workers only, and no budget."
+    )
     requests_per_minute = models.PositiveIntegerField(
         default=60, validators=[MaxValueValidator(MAX_REQUESTS_PER_MINUTE)], help_text="0 means no limit."
+    )
+    tokens_per_minute = models.PositiveIntegerField(
+        default=0, db_default=0, validators=[MaxValueValidator(MAX_TOKENS_PER_MINUTE)], help_text="0 means no limit."
+    )
+    concurrent_requests = models.PositiveIntegerField(
+        default=0, db_default=0, validators=[MaxValueValidator(MAX_CONCURRENT_REQUESTS)], help_text="0 means no limit."
+    )
+    max_tokens = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        validators=[MaxValueValidator(MAX_TOKENS)],
+        help_text="The most one request may generate; 0 means no cap.",
+    )
+    monthly_tokens = models.PositiveBigIntegerField(
+        default=0,
+        db_default=0,
+        validators=[MaxValueValidator(MAX_MONTHLY_TOKENS)],
+        help_text="Billed tokens, prompt and completion, in a calendar month (UTC); 0 means no budget.",
+    )
+    previous_prefix = models.CharField(max_length=PREFIX_CHARS, null=True, unique=True, editable=False)  # noqa: DJ001
+    previous_digest = models.CharField(max_length=64, default="", db_default="", editable=False)
+    previous_last4 = models.CharField(max_length=4, default="", db_default="", editable=False)
+    previous_until = models.DateTimeField(null=True, editable=False)
+    # The last field, for its name hides the module from what follows.
+    models = models.JSONField(
+        default=any_model,
+        db_default=models.Value(["*"], models.JSONField()),
+        validators=[validate_globs],
+        help_text='Globs of the model ids it may use: ["llama-*"].',
     )
 
     class Meta(Credential.Meta):
@@ -105,6 +147,11 @@ class ApiKey(Credential):
                 name="api_key_highest_tier_is_known", condition=models.Q(highest_tier__in=Tier.values)
             ),
         ]
+
+    @property
+    def previous_masked(self) -> str:
+        """How the previous secret is shown while it still works; empty when there is none."""
+        return mask(self.previous_prefix, self.previous_last4) if self.previous_prefix else ""
 
     def clean(self) -> None:
         """Refuse a default tier that the key may not use."""

@@ -7,7 +7,8 @@ from datetime import datetime
 
 import msgspec
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from accounts.models import ApiKey, User, normalize_email
 
@@ -15,7 +16,10 @@ CHUNK_ROWS = 500
 
 
 class KeyRow(msgspec.Struct, frozen=True):
-    """All that decides whether a key may pass, and for whom: `_KEY_COLUMNS`, in their order."""
+    """All that decides whether the holder of a secret may pass, and on which terms.
+
+    A key that was rotated has two for a while, which differ in prefix, digest and expiry.
+    """
 
     key_id: int
     prefix: str
@@ -23,7 +27,13 @@ class KeyRow(msgspec.Struct, frozen=True):
     name: str
     tier: str
     highest_tier: str
+    test: bool
+    models: list[str]
     requests_per_minute: int
+    tokens_per_minute: int
+    concurrent_requests: int
+    max_tokens: int
+    monthly_tokens: int
     user_id: int
     email: str
     user_is_active: bool
@@ -38,13 +48,21 @@ _KEY_COLUMNS = (
     "name",
     "tier",
     "highest_tier",
+    "test",
+    "models",
     "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent_requests",
+    "max_tokens",
+    "monthly_tokens",
     "user_id",
     "user__email",
     "user__is_active",
     "revoked_at",
     "expires_at",
 )
+"""What a `KeyRow` is made of, in its order."""
+_PREVIOUS_COLUMNS = ("previous_prefix", "previous_digest", "previous_until")
 
 
 def tenant_of(user_id: int) -> str:
@@ -71,10 +89,23 @@ def list_key_rows(prefixes: Sequence[str]) -> list[KeyRow]:
     """Return what is stored under these prefixes; an unknown one is left out."""
     rows: list[KeyRow] = []
     for start in range(0, len(prefixes), CHUNK_ROWS):
-        chunk = prefixes[start : start + CHUNK_ROWS]
-        found = ApiKey.objects.filter(prefix__in=chunk).order_by().values_list(*_KEY_COLUMNS)
-        rows.extend(KeyRow(*columns) for columns in found)
+        chunk = set(prefixes[start : start + CHUNK_ROWS])
+        asked = Q(prefix__in=chunk) | Q(previous_prefix__in=chunk)
+        found = ApiKey.objects.filter(asked).order_by().values_list(*_KEY_COLUMNS, *_PREVIOUS_COLUMNS)
+        for *columns, prefix, digest, until in found:
+            row = KeyRow(*columns)
+            if row.prefix in chunk:
+                rows.append(row)
+            if prefix in chunk:
+                ends_at = until if row.expires_at is None else min(until, row.expires_at)
+                rows.append(msgspec.structs.replace(row, prefix=prefix, digest=digest, expires_at=ends_at))
     return rows
+
+
+def count_live_keys(*, user: User) -> int:
+    """Return how many keys of a user are neither revoked nor expired."""
+    not_expired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    return ApiKey.objects.filter(not_expired, user=user, revoked_at=None).count()
 
 
 def read_data_version() -> int | None:

@@ -15,11 +15,12 @@ from django.http import HttpRequest
 
 from cluster import services
 from cluster.models import Worker, WorkerToken
-from gpucloud.lib.admin import RevokedFilter, act_on_each
+from gpucloud.lib.admin import AuditedByServices, RevokedFilter, act_on_each, actor_in
+from gpucloud.lib.audit import Actor
 
 
 @admin.register(WorkerToken)
-class WorkerTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class WorkerTokenAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg]
     """Tokens: which models their workers may serve, and whether they still work."""
 
     list_display = ("masked", "name", "models", "created_at", "expires_at", "revoked_at", "last_used_at")
@@ -37,11 +38,11 @@ class WorkerTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Revoke selected tokens", permissions=["change"])
     def revoke_selected(self, request: HttpRequest, queryset: QuerySet[WorkerToken]) -> None:
         """Refuse the tokens from now on, for good; the gateways close their links."""
-        act_on_each(self, request, queryset, _revoke, entry="Revoked.", summary="Tokens revoked")
+        act_on_each(self, request, queryset, _revoke, summary="Tokens revoked")
 
     def save_model(self, request: HttpRequest, obj: WorkerToken, form: ModelForm[WorkerToken], change: bool) -> None:
         """Store the token by the service."""
-        services.save_worker_token(token=obj)
+        services.save_worker_token(token=obj, actor=actor_in(request))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Tokens are made where their secret can be shown once."""
@@ -53,7 +54,7 @@ class WorkerTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 @admin.register(Worker)
-class WorkerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class WorkerAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg]
     """Every worker that ever joined; to be read, and to be told what is wanted of it."""
 
     list_display = (
@@ -76,22 +77,22 @@ class WorkerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.action(description="Cordon selected workers: nothing new, what runs goes on", permissions=["operate"])
     def cordon_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
         """Keep new work away from the workers."""
-        act_on_each(self, request, queryset, _cordon, entry="Cordoned.", summary="Workers cordoned")
+        act_on_each(self, request, queryset, _cordon, summary="Workers cordoned")
 
     @admin.action(description="Uncordon selected workers: work as usual", permissions=["operate"])
     def uncordon_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
         """Take back a cordon or a drain."""
-        act_on_each(self, request, queryset, _uncordon, entry="Uncordoned.", summary="Workers uncordoned")
+        act_on_each(self, request, queryset, _uncordon, summary="Workers uncordoned")
 
     @admin.action(description="Drain selected workers: finish what runs, then leave", permissions=["operate"])
     def drain_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
         """Have the workers finish and leave."""
-        act_on_each(self, request, queryset, _drain, entry="Drained.", summary="Workers to drain")
+        act_on_each(self, request, queryset, _drain, summary="Workers to drain")
 
     @admin.action(description="Evict selected workers: close their links now", permissions=["operate"])
     def evict_selected(self, request: HttpRequest, queryset: QuerySet[Worker]) -> None:
         """Close the workers' links; their tasks move on, and they may dial in again."""
-        act_on_each(self, request, queryset, _evict, entry="Evicted.", summary="Workers to evict")
+        act_on_each(self, request, queryset, _evict, summary="Workers to evict")
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Whoever might change a worker may say what is wanted of it, though nobody edits its row."""
@@ -110,21 +111,21 @@ class WorkerAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
-def _revoke(token: WorkerToken) -> bool:
-    return services.revoke_worker_token(token=token)
+def _revoke(token: WorkerToken, actor: Actor) -> bool:
+    return services.revoke_worker_token(token=token, actor=actor)
 
 
-def _cordon(worker: Worker) -> bool:
-    return services.cordon_worker(worker_id=worker.pk)
+def _cordon(worker: Worker, actor: Actor) -> bool:
+    return services.cordon_worker(worker_id=worker.pk, actor=actor)
 
 
-def _uncordon(worker: Worker) -> bool:
-    return services.uncordon_worker(worker_id=worker.pk)
+def _uncordon(worker: Worker, actor: Actor) -> bool:
+    return services.uncordon_worker(worker_id=worker.pk, actor=actor)
 
 
-def _drain(worker: Worker) -> bool:
-    return services.drain_worker(worker_id=worker.pk)
+def _drain(worker: Worker, actor: Actor) -> bool:
+    return services.drain_worker(worker_id=worker.pk, actor=actor)
 
 
-def _evict(worker: Worker) -> bool:
-    return services.evict_worker(worker_id=worker.pk)
+def _evict(worker: Worker, actor: Actor) -> bool:
+    return services.evict_worker(worker_id=worker.pk, actor=actor)

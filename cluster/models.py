@@ -6,7 +6,6 @@ snapshot. Rows are written by `services` and read by `selectors`.
 
 from __future__ import annotations
 
-from django.core.exceptions import ValidationError
 from django.db.models import (
     PROTECT,
     BooleanField,
@@ -22,23 +21,7 @@ from django.db.models import (
 
 from cluster.domain import Intent
 from gpucloud.lib.credential import Credential
-
-MAX_GLOBS = 64
-MAX_GLOB_CHARS = 64
-
-
-def validate_globs(value: object) -> None:
-    """Refuse what is not a list of one or more globs."""
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_GLOBS:
-        raise ValidationError(f'Expected a list of 1 to {MAX_GLOBS} globs of model ids, such as ["llama-*"].')
-    for glob in value:
-        if not isinstance(glob, str) or not 1 <= len(glob) <= MAX_GLOB_CHARS or not glob.isprintable():
-            raise ValidationError(f"{glob!r} is not a glob: expected 1 to {MAX_GLOB_CHARS} printable characters.")
-
-
-def any_model() -> list[str]:
-    """Return the globs of a token that is bound to no model."""
-    return ["*"]
+from gpucloud.lib.globs import any_model, validate_globs
 
 
 class WorkerToken(Credential):

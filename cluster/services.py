@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from hmac import compare_digest
+from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.db.models import F, Q
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from cluster.domain import Intent, WorkerSpec
-from cluster.models import Worker, WorkerToken, any_model
+from cluster.models import Worker, WorkerToken
+from gpucloud.lib.audit import ADDITION, COMMAND, Actor, find_changes, record
+from gpucloud.lib.globs import any_model
 from gpucloud.lib.secret import digest_secret, is_well_formed, make_secret, prefix_of
 
 KIND = "wk-"
@@ -39,7 +43,7 @@ class WorkerCredential(msgspec.Struct, frozen=True):
 
 
 def create_worker_token(
-    *, name: str = "worker", models: Sequence[str] = (), expires_at: datetime | None = None
+    *, name: str = "worker", models: Sequence[str] = (), expires_at: datetime | None = None, actor: Actor = COMMAND
 ) -> tuple[WorkerToken, str]:
     """Create a token for the models that match a glob (none given: for any) and return it with its secret.
 
@@ -49,23 +53,32 @@ def create_worker_token(
     token = WorkerToken(name=name.strip(), models=list(models) or any_model(), expires_at=expires_at)
     token.describe(secret, _pepper())
     token.full_clean()
-    token.save(force_insert=True)
+    with transaction.atomic():
+        token.save(force_insert=True)
+        record(actor=actor, row=token, did="Created.", action=ADDITION)
     return token, secret
 
 
-def save_worker_token(*, token: WorkerToken) -> WorkerToken:
+def save_worker_token(*, token: WorkerToken, actor: Actor = COMMAND) -> WorkerToken:
     """Store a token whose name, models or expiry was changed; links that are up keep their models."""
     token.full_clean()
-    token.save(update_fields=["name", "models", "expires_at"])
+    with transaction.atomic():
+        changes = find_changes(WorkerToken.objects.get(pk=token.pk), token, ("name", "models", "expires_at"))
+        if changes:
+            token.save(update_fields=list(changes))
+            record(actor=actor, row=token, did="Changed:", changes=changes)
     return token
 
 
-def revoke_worker_token(*, token: WorkerToken) -> bool:
+def revoke_worker_token(*, token: WorkerToken, actor: Actor = COMMAND) -> bool:
     """Refuse a token from now on, for good; return whether it was not revoked before.
 
     Its links are closed by the gateways, which ask `list_dead_token_ids`.
     """
-    revoked = WorkerToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=timezone.now())
+    with transaction.atomic():
+        revoked = WorkerToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=timezone.now())
+        if revoked:
+            record(actor=actor, row=token, did="Revoked.")
     token.refresh_from_db(fields=["revoked_at"])
     return bool(revoked)
 
@@ -120,35 +133,46 @@ def record_workers_seen(*, worker_ids: Collection[str]) -> None:
     Worker.objects.filter(pk__in=worker_ids).update(last_seen_at=timezone.now())
 
 
-def cordon_worker(*, worker_id: str) -> bool:
+def cordon_worker(*, worker_id: str, actor: Actor = COMMAND) -> bool:
     """Keep new work away from a worker; what runs there goes on. Return whether that is news.
 
     This and the next three write what is wanted; gateways and dispatcher make it so within a second.
     """
-    return _want(worker_id, Intent.CORDONED)
+    return _want(worker_id, Intent.CORDONED, actor, "Cordoned.")
 
 
-def drain_worker(*, worker_id: str) -> bool:
+def drain_worker(*, worker_id: str, actor: Actor = COMMAND) -> bool:
     """Have a worker finish what runs, take nothing new and leave. Return whether that is news."""
-    return _want(worker_id, Intent.DRAINING)
+    return _want(worker_id, Intent.DRAINING, actor, "Drained.")
 
 
-def uncordon_worker(*, worker_id: str) -> bool:
+def uncordon_worker(*, worker_id: str, actor: Actor = COMMAND) -> bool:
     """Take back a cordon or a drain. Return whether there was one."""
-    return _want(worker_id, Intent.NONE)
+    return _want(worker_id, Intent.NONE, actor, "Uncordoned.")
 
 
-def evict_worker(*, worker_id: str) -> bool:
+def evict_worker(*, worker_id: str, actor: Actor = COMMAND) -> bool:
     """Close the link of a worker now; its tasks move on. Return whether that is news.
 
     Only the link that it has is meant: it may dial in again, unless it is cordoned as well.
     """
     linked = Worker.objects.filter(pk=worker_id).exclude(link="").exclude(evict_link=F("link"))
-    return bool(linked.update(evict_link=F("link")))
+    return _change(linked, actor, "Evicted.", evict_link=F("link"))
 
 
-def _want(worker_id: str, intent: Intent) -> bool:
-    return bool(Worker.objects.filter(pk=worker_id).exclude(intent=intent.value).update(intent=intent.value))
+def _want(worker_id: str, intent: Intent, actor: Actor, did: str) -> bool:
+    others = Worker.objects.filter(pk=worker_id).exclude(intent=intent.value)
+    return _change(others, actor, did, intent=intent.value)
+
+
+def _change(workers: QuerySet[Worker], actor: Actor, did: str, **values: Any) -> bool:
+    with transaction.atomic():
+        worker = workers.first()
+        # Asked again by the update: of two who want the same at once, one has brought it about.
+        changed = worker is not None and bool(workers.update(**values))
+        if worker is not None and changed:
+            record(actor=actor, row=worker, did=did)
+    return changed
 
 
 def _pepper() -> bytes:

@@ -1,9 +1,10 @@
 """Makes and recognises bearer secrets: API keys (`sk-…`) and worker tokens (`wk-…`).
 
-A secret is 60 ASCII characters: `kind` (3), a public prefix that finds its row (8), 43 random
-base-62 characters (256 bits) and a checksum (6). The checksum is the CRC-32 of all that precedes
-it, in base 62: a typo or a stray string is turned away before a digest is computed or a row read,
-and a secret scanner can tell a real secret from a look-alike. It guards nothing by itself.
+A secret is its `kind` (`sk-`, `sk-test-`, `wk-`) and 57 more ASCII characters: a public part (8) that
+with the kind is the prefix that finds its row, 43 random base-62 characters (256 bits) and a checksum
+(6). The checksum is the CRC-32 of all that precedes it, in base 62: a typo or a stray string is
+turned away before a digest is computed or a row read, and a secret scanner can tell a real secret
+from a look-alike. It guards nothing by itself.
 
 A row keeps the prefix, the last four characters and the HMAC-SHA-256 of the whole secret under
 the pepper. 256 random bits need no slow hash; the pepper makes a stolen table useless.
@@ -18,29 +19,32 @@ import secrets
 from binascii import crc32
 from collections.abc import Callable
 
-PREFIX_CHARS = 11
-SECRET_CHARS = 60
+PREFIX_CHARS = 16
+"""The longest prefix, that of the longest kind."""
+PRIVATE_CHARS = 49
+"""What follows the prefix in a secret of any kind."""
 
 _PUBLIC_CHARS = 8
-_RANDOM_CHARS = 43
-_BODY_CHARS = 54
+_CHECKSUM_CHARS = 6
+_RANDOM_CHARS = PRIVATE_CHARS - _CHECKSUM_CHARS
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _PAIRS = [(a + b).encode() for a in _ALPHABET for b in _ALPHABET]
 _SQUARE = len(_PAIRS)
 
 
 def make_secret(kind: str, choice: Callable[[str], str] = secrets.choice) -> str:
-    """Return a new secret of `kind` ("sk-" or "wk-"); `choice` draws one character."""
+    """Return a new secret of `kind`; `choice` draws one character."""
     body = kind + "".join([choice(_ALPHABET) for _ in range(_PUBLIC_CHARS + _RANDOM_CHARS)])
     return body + _checksum(body.encode()).decode()
 
 
 def is_well_formed(kind: str, secret: str | bytes) -> bool:
     """Tell whether `secret` could be one of ours, at the cost of a CRC."""
-    if len(secret) != SECRET_CHARS:
+    if len(secret) != len(kind) + _PUBLIC_CHARS + PRIVATE_CHARS:
         return False
     data = _to_bytes(secret)
-    return data.startswith(kind.encode()) and data[3:].isalnum() and _checksum(data[:_BODY_CHARS]) == data[_BODY_CHARS:]
+    body, checksum = data[:-_CHECKSUM_CHARS], data[-_CHECKSUM_CHARS:]
+    return data.startswith(kind.encode()) and data[len(kind) :].isalnum() and _checksum(body) == checksum
 
 
 def digest_secret(secret: str | bytes, pepper: bytes) -> bytes:
@@ -50,7 +54,7 @@ def digest_secret(secret: str | bytes, pepper: bytes) -> bytes:
 
 def prefix_of(secret: str) -> str:
     """Return the public part that a row is found by."""
-    return secret[:PREFIX_CHARS]
+    return secret[:-PRIVATE_CHARS]
 
 
 def mask(prefix: str, last4: str) -> str:

@@ -122,6 +122,11 @@ def test_the_terms_of_a_key_can_be_changed_but_not_its_owner(operator: Client, a
         "tier": "batch",
         "highest_tier": "flex",
         "requests_per_minute": "7",
+        "tokens_per_minute": "0",
+        "concurrent_requests": "3",
+        "max_tokens": "0",
+        "monthly_tokens": "0",
+        "models": '["llama-*"]',
         "user": bob.pk,
         "digest": "0" * 64,
     }

@@ -12,6 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from accounts.keyring import Identity, Keyring, Refused
+from accounts.limits import Limits
 from accounts.models import ApiKey, User
 from accounts.selectors import KeyRow, list_key_rows, read_data_version
 from accounts.services import create_key, mark_keys_used, revoke_key, save_key, save_user
@@ -61,7 +62,7 @@ async def test_a_key_is_resolved_to_its_user_and_terms(keyring: Keyring, key: Ke
         prefix=row.prefix,
         tier="flex",
         highest_tier="flex",
-        requests_per_minute=5,
+        limits=Limits(requests_per_minute=5),
     )
 
 
@@ -140,7 +141,7 @@ async def test_new_terms_set_by_the_service_hold_at_once(keyring: Keyring, key: 
     await elsewhere.run(save_key, key=row)
 
     found = await keyring.resolve(secret)
-    assert found is not None and found.requests_per_minute == 1
+    assert found is not None and found.limits.requests_per_minute == 1
 
 
 async def test_a_revocation_that_is_rolled_back_revokes_nothing(

@@ -9,6 +9,7 @@ import pytest
 from accounts import keyring as keyring_module
 from accounts.keyring import Identity, Keyring, Refused
 from accounts.keys import digest_key, make_key
+from accounts.limits import Limits
 from tests.unit.accounts.keyring_rig import KEY, PEPPER, SECRET, START_S, Clock, Database, clock, database, keyring
 
 __all__ = ["clock", "database", "keyring"]
@@ -29,7 +30,7 @@ async def test_a_key_is_read_once_and_then_served_from_memory(keyring: Keyring, 
         prefix=prefix,
         tier="default",
         highest_tier="default",
-        requests_per_minute=60,
+        limits=Limits(requests_per_minute=60),
     )
     assert keyring.peek(KEY, START_S) == await keyring.resolve(KEY) == found
     assert database.reads == [(prefix,)]

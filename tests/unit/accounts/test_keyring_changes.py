@@ -48,7 +48,7 @@ async def test_new_terms_hold_after_one_poll(keyring: Keyring, database: Databas
 
     found = keyring.peek(KEY, START_S)
     assert isinstance(found, Identity)
-    assert (found.tier, found.requests_per_minute) == ("batch", 1)
+    assert (found.tier, found.limits.requests_per_minute) == ("batch", 1)
 
 
 async def test_a_deleted_key_is_dropped_by_a_poll(keyring: Keyring, database: Database) -> None:

@@ -4,15 +4,19 @@ import random
 
 import pytest
 
-from gpucloud.lib.secret import PREFIX_CHARS, SECRET_CHARS, digest_secret, is_well_formed, make_secret, mask, prefix_of
+from gpucloud.lib.secret import PREFIX_CHARS, digest_secret, is_well_formed, make_secret, mask, prefix_of
 
 SECRET = make_secret("sk-", random.Random(1).choice)
 
 
 def test_a_secret_is_made_of_kind_prefix_random_part_and_checksum() -> None:
-    assert len(SECRET) == SECRET_CHARS == 60
+    assert len(SECRET) == 60
     assert SECRET[3:].isalnum() and SECRET.isascii()
-    assert prefix_of(SECRET) == SECRET[:11] and PREFIX_CHARS == 11
+    assert prefix_of(SECRET) == SECRET[:11]
+
+
+def test_the_prefix_of_the_longest_kind_fits_its_column() -> None:
+    assert len(prefix_of(make_secret("sk-test-"))) == PREFIX_CHARS
 
 
 def test_a_made_secret_is_well_formed_as_text_and_as_bytes() -> None:
