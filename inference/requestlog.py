@@ -14,6 +14,8 @@ from typing import BinaryIO
 import msgspec
 
 FLUSH_S = 0.2
+MAX_LINES = 64
+"""So many are written at once: what is kept longer is cold when it is written."""
 
 
 class RequestLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
@@ -51,7 +53,9 @@ class RequestLog:
         if not self._enabled:
             return
         self._lines.append(self._encode(line))
-        if self._timer is None:
+        if len(self._lines) >= MAX_LINES:
+            self._write()
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
     def flush(self) -> None:
@@ -59,8 +63,10 @@ class RequestLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._lines:
-            return
+        if self._lines:
+            self._write()
+
+    def _write(self) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         prefix = b'{"at":"' + stamp.encode() + b'",'
         lines, self._lines = self._lines, []

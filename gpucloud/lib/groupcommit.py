@@ -98,7 +98,7 @@ class GroupCommit(Generic[T]):
         self._retry_s = retry_s
         self._pending: list[T] = []
         self._lingering: Linger[T] = Linger(self.urge, longest_s=LINGER_S)
-        """Rows put with `linger`; most have gone on by the time they are urged."""
+        """Rows put with `linger`; most are urged long before it is their time."""
         self._flying: list[T] = []
         self._busy = False
         self._next_at_s = 0.0
@@ -150,6 +150,7 @@ class GroupCommit(Generic[T]):
     def urge(self, ticket: T) -> None:
         """Let a row linger no longer; does nothing for one that does not."""
         if ticket.state == LINGERING:
+            self._lingering.let_go(ticket)
             ticket.state = TicketState.QUEUED
             self._queue(ticket)
 

@@ -6,7 +6,7 @@ cancelled, and `send` to a gone client returns silently. The usual watcher is a 
 it up to the future it waits for, and lets that future resume it.
 
 Most requests are over before their client could have left, so `Watch` waits a moment before it watches
-at all: a request that ends within `AFTER_S` costs an entry in a list.
+at all: a request that ends within `AFTER_S` costs an entry in a dict.
 
 It works for any `receive` that waits on plain asyncio futures (uvicorn, daphne, hypercorn). One
 that needs `asyncio.current_task()` would not do.
@@ -32,11 +32,11 @@ class Watch:
 
     def __init__(self, *, after_s: float = AFTER_S) -> None:
         self._young: Linger[Watched] = Linger(Watched.begin, longest_s=after_s)
-        """Not watched yet; most have been stopped by the time they would be."""
+        """Not watched yet; most are stopped before they would be."""
 
     def start(self, receive: Receive, on_disconnect: Callable[[], None]) -> Watched:
         """Return a handle on a connection that will be watched until it is stopped."""
-        watched = Watched(receive, on_disconnect)
+        watched = Watched(receive, on_disconnect, self._young)
         self._young.add(watched)
         return watched
 
@@ -46,6 +46,7 @@ class Watched(msgspec.Struct, eq=False):
 
     _receive: Receive
     _on_disconnect: Callable[[], None] | None
+    _young: Linger[Watched]
     _watcher: DisconnectWatcher | None = None
 
     def begin(self) -> None:
@@ -56,6 +57,7 @@ class Watched(msgspec.Struct, eq=False):
     def stop(self) -> None:
         """Watch no more; safe to call twice."""
         self._on_disconnect = None
+        self._young.let_go(self)
         if self._watcher is not None:
             self._watcher.close()
 
