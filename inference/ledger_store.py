@@ -107,7 +107,7 @@ class _Tally:
             usage = self.usage[key] = [0] * len(sql.USAGE_COLUMNS)
         usage[0] += 1
         usage[_PLACE[end.outcome]] += 1
-        if end.outcome is not Outcome.LOST:
+        if end.served:
             usage[6] += opened.prompt_tokens
             usage[7] += end.billed_tokens
         usage[8] += end.generated_tokens

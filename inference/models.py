@@ -98,7 +98,7 @@ class UsageRollup(Sum):
     expired = models.PositiveBigIntegerField()
     lost = models.PositiveBigIntegerField()
     prompt_tokens = models.PositiveBigIntegerField()
-    """Without those of lost requests, for which nothing is billed."""
+    """Without those of requests that nobody served, for which nothing is billed (`Settlement.served`)."""
     completion_tokens = models.PositiveBigIntegerField()
     generated_tokens = models.PositiveBigIntegerField()
 

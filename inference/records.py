@@ -114,6 +114,19 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What befell it on the way, in order. Empty costs nothing, and the plain story is told all the same."""
 
     @property
+    def served(self) -> bool:
+        """Whether the client got, or walked away from, what the prompt was read for: else nothing is billed."""
+        match self.outcome:
+            case Outcome.COMPLETED:
+                return True
+            case Outcome.CANCELLED:
+                return self.attempts > 0
+            case Outcome.LOST:
+                return False
+            case _:
+                return self.delivered_tokens > 0
+
+    @property
     def billed_tokens(self) -> int:
         """The completion tokens to bill: what was delivered, and nothing for a lost request.
 

@@ -6,9 +6,12 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.db import connections
 
 from cluster.domain import Choice, Outcome, WaitReason
@@ -16,7 +19,7 @@ from inference.balance import list_checks
 from inference.ledger import Ledger, UnableToCommit
 from inference.ledger_sql import open_database
 from inference.ledger_store import LedgerStore, Row
-from inference.models import LedgerCounter, Request, UsageRollup
+from inference.models import KeyTotal, LedgerCounter, Request, UsageRollup
 from inference.records import Assigned, Opened, Queued, Settlement
 from inference.timeline import tell_story
 from tests.contract.conftest import NOW, NOW_S, Ledgers
@@ -152,6 +155,43 @@ async def test_a_lost_request_bills_nothing(using: str, alice_id: int, ledgers: 
         assert (row.delivered_tokens, row.completion_tokens) == (7, 0)
         usage = UsageRollup.objects.using(using).get()
         assert (usage.prompt_tokens, usage.completion_tokens, usage.generated_tokens) == (0, 0, 9)
+
+
+@pytest.mark.parametrize(
+    ("settled", "billed"),
+    [
+        ({"outcome": Outcome.FAILED, "error_code": "engine_overloaded", "delivered_tokens": 0}, 0),
+        ({"outcome": Outcome.EXPIRED, "error_code": "queue_timeout", "delivered_tokens": 0, "attempts": 0}, 0),
+        ({"outcome": Outcome.CANCELLED, "delivered_tokens": 0, "attempts": 0}, 0),
+        ({"outcome": Outcome.CANCELLED, "delivered_tokens": 0}, 10),
+        ({"outcome": Outcome.FAILED, "error_code": "worker_lost"}, 10),
+    ],
+    ids=["refused", "expired in line", "left the line", "left a worker", "broke off"],
+)
+async def test_a_prompt_is_billed_only_if_somebody_read_it_for_the_client(
+    settled: dict[str, Any], billed: int, using: str, alice_id: int, ledgers: Ledgers
+) -> None:
+    async with ledgers() as ledger:
+        await complete(ledger, make_opened(alice_id), **settled)
+
+        assert UsageRollup.objects.using(using).get().prompt_tokens == billed
+        assert differences(using) == {}
+
+
+async def test_prompts_billed_in_vain_before_are_taken_back_by_the_migration(
+    using: str, alice_id: int, ledgers: Ledgers
+) -> None:
+    async with ledgers() as ledger:
+        await complete(ledger, make_opened(alice_id, "req_1"))
+        await complete(ledger, make_opened(alice_id, "req_2"), outcome=Outcome.FAILED, delivered_tokens=0)
+    for model in (UsageRollup, KeyTotal):
+        model.objects.using(using).update(prompt_tokens=20)
+
+    migration = import_module("inference.migrations.0004_unserved_prompts")
+    migration.take_back(apps, SimpleNamespace(connection=connections[using]))
+
+    assert UsageRollup.objects.using(using).get().prompt_tokens == 10
+    assert differences(using) == {}
 
 
 NOTED = (
