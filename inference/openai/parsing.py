@@ -1,25 +1,21 @@
 """One hardened way from bytes to a checked structure, with OpenAI's words for what is wrong.
 
-Depth is capped before anything is parsed, so that no parser can be driven into the ground. The
-error path reads msgspec's messages: they are stable, covered by tests, and say exactly where the
+What no parser should see is refused before by `gpucloud.lib.jsonguard`, as on every plane. The error
+path reads msgspec's messages: they are stable, covered by tests, and say exactly where the
 fault is, which is what callers of an API want most.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TypeVar
 
 import msgspec
 
+from gpucloud.lib.jsonguard import TooManyValues, UnsafeJson, check_json
 from inference.openai.errors import ApiError, invalid
 
 T = TypeVar("T")
-
-MAX_DEPTH = 32
-MAX_NODES = 100_000
-"""Opening brackets and commas in one body: what a parser would have to allocate for."""
 
 _UNPARSABLE = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
@@ -29,72 +25,17 @@ _UNPARSABLE = (
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return what `decoder` makes of `body`; raise `ApiError` 400 that says what is wrong and where."""
-    # A body with few brackets cannot be deep: most requests never need the exact scan.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
-        _check_shape(body)
     try:
+        check_json(body)
         return decoder.decode(body)
+    except TooManyValues as error:
+        raise invalid(error.reason, code="array_above_max_length", param=error.path or None) from None
+    except UnsafeJson as error:
+        raise invalid(error.reason, code=None, param=error.path or None) from None
     except msgspec.ValidationError as error:
         raise _explain(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if b"\\u" in body:
-            _refuse_surrogates(body)
         raise ApiError(400, _UNPARSABLE) from None
-
-
-def _refuse_surrogates(body: bytes) -> None:
-    """Name the text with half a surrogate pair, if that is what cannot be parsed."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return
-    _find_surrogate(value, "")
-
-
-def _check_shape(body: bytes) -> None:
-    depth = nodes = 0
-    for match in _STRUCTURE.finditer(body):
-        token = match[0]
-        if token in b"[{":
-            depth += 1
-            nodes += 1
-            if depth > MAX_DEPTH:
-                raise ApiError(400, f"The JSON body is nested deeper than {MAX_DEPTH} levels.")
-        elif token in b"]}":
-            depth -= 1
-        elif token == b",":
-            nodes += 1
-        if nodes > MAX_NODES:
-            raise ApiError(
-                400,
-                f"The JSON body has more than {MAX_NODES:,} values.",
-                code="array_above_max_length",
-                param="messages",
-            )
-
-
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
-
-
-def _find_surrogate(value: object, path: str) -> None:
-    """Raise for the first text with half a surrogate pair: it has no UTF-8, so nothing can carry it."""
-    match value:
-        case str():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise invalid(
-                    "Text must be valid Unicode: half of a surrogate pair cannot be encoded.", code=None, param=path
-                ) from None
-        case list():
-            for index, item in enumerate(value):
-                _find_surrogate(item, f"{path}[{index}]")
-        case dict():
-            for key, item in value.items():
-                _find_surrogate(key, path)
-                _find_surrogate(item, f"{path}.{key}" if path else key)
-        case _:
-            pass
 
 
 def _explain(text: str) -> ApiError:
