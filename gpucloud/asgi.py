@@ -20,10 +20,11 @@ django_application = get_asgi_application()
 # Everything below needs Django's registry, which the call above has filled.
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.conf import settings  # noqa: E402
 from django.urls import re_path  # noqa: E402
 
 from cluster.routing import panel_socket, worker_socket  # noqa: E402
+from gpucloud.doors import believe_proxies, own_pages_only  # noqa: E402
 from gpucloud.lib.asgi import Application, Receive, Scope, Send  # noqa: E402
 from gpucloud.lifespan import Node  # noqa: E402
 from gpucloud.probes import Probes  # noqa: E402
@@ -118,13 +119,13 @@ def build_router(node: Node) -> Application:
                             node.runtime.gateway, node.registrar, hello_timeout_s=node.runtime.settings.hello_timeout_s
                         ),
                     ),
-                    route(r"^ws/panels/$", AllowedHostsOriginValidator(AuthMiddlewareStack(panel_socket(board)))),
+                    route(r"^ws/panels/$", own_pages_only(AuthMiddlewareStack(panel_socket(board)))),
                     route(r"", refuse_socket),
                 ]
             ),
         }
     )
-    return router
+    return believe_proxies(router, settings.TRUSTED_PROXIES)
 
 
 def _is_data_plane(path: str) -> bool:

@@ -7,6 +7,7 @@ default; an empty variable counts as absent.
 from __future__ import annotations
 
 import fcntl
+import ipaddress
 import json
 import os
 import secrets
@@ -63,11 +64,41 @@ def env_list(name: str, default: str = "") -> list[str]:
     return [part.strip() for part in env_str(name, default).split(",") if part.strip()]
 
 
+def env_url(name: str) -> str:
+    """Return the variable as `http(s)://host[:port]`, in lower case and without a slash at the end."""
+    raw = env_str(name).strip()
+    return _origin(name, raw.rstrip("/")) if raw else ""
+
+
+def env_origins(name: str) -> list[str]:
+    """Return the variable's comma-separated origins, as browsers spell them."""
+    return [_origin(name, part) for part in env_list(name)]
+
+
+def env_networks(name: str) -> list[str]:
+    """Return the variable's comma-separated addresses and networks, each as a network."""
+    try:
+        return [str(ipaddress.ip_network(part)) for part in env_list(name)]
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name}: {error}; expected addresses or networks: 10.0.0.0/8,::1.") from None
+
+
+def host_of(url: str) -> str:
+    """Return the host of a URL as `ALLOWED_HOSTS` has it: IPv6 in brackets, no port."""
+    host = urlsplit(url).hostname or ""
+    return f"[{host}]" if ":" in host else host
+
+
 def data_dir() -> Path:
     """Return the folder for this checkout's state, made on first use, readable by its owner only."""
     path = Path(env_str("GPUCLOUD_DATA_DIR", str(BASE_DIR / ".gpucloud")))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def is_from_environment(name: str) -> bool:
+    """Tell whether a secret was set by somebody, and not made by this checkout."""
+    return bool(os.environ.get(name))
 
 
 def env_secret(name: str) -> str:
@@ -124,6 +155,20 @@ def database_config(url: str) -> dict[str, object]:
             }
         case other:
             raise ImproperlyConfigured(f"DATABASE_URL: {other!r} is not sqlite or postgres.")
+
+
+def _origin(name: str, text: str) -> str:
+    parts = urlsplit(text.lower())
+    try:
+        whole = f"{parts.scheme}://{parts.netloc}" == text.lower() and bool(parts.hostname)
+        port = parts.port
+    except ValueError:
+        whole, port = False, None
+    if not whole or parts.scheme not in ("http", "https") or "@" in parts.netloc or "*" in parts.netloc:
+        raise ImproperlyConfigured(f"{name}={text!r}: expected http(s)://host[:port], without a path.")
+    # Browsers leave the usual port out, so an origin with it would never match.
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return text.lower().removesuffix(f":{usual}") if port == usual else text.lower()
 
 
 SECRET_NAMES = ("GPUCLOUD_SECRET_KEY", "GPUCLOUD_KEY_PEPPER", "GPUCLOUD_JWT_KEY", "GPUCLOUD_WORKER_TOKEN")

@@ -19,6 +19,7 @@ from cluster.scheduler.core import Settings as SchedulerSettings
 from inference import tokens
 from inference.completions import Completions
 from inference.ledger import Ledger
+from inference.openai.cors import allow_origins
 from inference.openai.endpoints import Endpoints
 from inference.openai.routing import DataPlane
 from inference.requestlog import RequestLog
@@ -74,13 +75,14 @@ class Node:
             early_headers_s=settings.EARLY_HEADERS_S,
             stuck_s=settings.STUCK_WRITER_S,
         )
-        self.data_plane = DataPlane(
+        data_plane = DataPlane(
             endpoints,
             self.keyring,
             self.request_log,
             lag_s=self.runtime.lag_s,
             shed_lag_s=settings.SHED_LAG_S,
         )
+        self.data_plane = allow_origins(data_plane, settings.CORS_ORIGINS)
         self.started = False
 
     async def start(self) -> None:

@@ -12,16 +12,27 @@ from gpucloud.env import (
     env_float,
     env_int,
     env_list,
+    env_networks,
+    env_origins,
     env_secret,
     env_str,
+    env_url,
+    host_of,
 )
 
 DEBUG = env_bool("GPUCLOUD_DEBUG")
 DATA_DIR = data_dir()
 SECRET_KEY = env_secret("GPUCLOUD_SECRET_KEY")
 KEY_PEPPER = env_secret("GPUCLOUD_KEY_PEPPER")
-PUBLIC_URL = env_str("GPUCLOUD_PUBLIC_URL").rstrip("/")
-ALLOWED_HOSTS = env_list("GPUCLOUD_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+PUBLIC_URL = env_url("GPUCLOUD_PUBLIC_URL")
+TRUSTED_PROXIES = env_networks("GPUCLOUD_TRUSTED_PROXIES")
+CORS_ORIGINS = env_origins("GPUCLOUD_CORS_ORIGINS")
+ALLOWED_HOSTS = env_list("GPUCLOUD_ALLOWED_HOSTS") or [
+    "localhost",
+    "127.0.0.1",
+    "[::1]",
+    *([host_of(PUBLIC_URL)] if PUBLIC_URL else []),
+]
 
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: it replaces `runserver`
@@ -45,16 +56,19 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "gpucloud.middleware.say_what_browsers_may",
+    "corsheaders.middleware.CorsMiddleware",  # before the redirect to https: preflights follow none
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "gpucloud.middleware.lead_htmx_to_login",
 ]
 
 ROOT_URLCONF = "gpucloud.urls"
@@ -122,15 +136,30 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 X_FRAME_OPTIONS = "DENY"
-SESSION_COOKIE_HTTPONLY = True
-SESSION_COOKIE_SAMESITE = "Lax"
-CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True  # htmx takes the token from the page
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "gpucloud.views.refuse_form"
 if PUBLIC_URL:
     CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 if PUBLIC_URL.startswith("https://"):
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    # Browsers take a cookie of such a name from this very host only, over https.
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-sessionid", "__Host-csrftoken"
     SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_SSL_REDIRECT = True
+if TRUSTED_PROXIES:
+    # From anybody else `gpucloud.forwarded` takes the header away before Django sees it.
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+# Preloading is for the owner of the domain to ask for: one is on browsers' lists for years.
+SILENCED_SYSTEM_CHECKS = ["security.W021"]
+
+# Pages of these origins may call /api with a token of their own; cookies are never let through.
+# For /v1, which is outside Django, `inference.openai.cors` does the same.
+CORS_ALLOWED_ORIGINS = CORS_ORIGINS
+CORS_URLS_REGEX = r"^/api/"
+CORS_ALLOW_CREDENTIALS = False
+CORS_EXPOSE_HEADERS = ["retry-after", "content-disposition"]
 
 LOGGING = {
     "version": 1,

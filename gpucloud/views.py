@@ -10,6 +10,7 @@ from django.views.decorators.http import require_safe
 
 from cluster.panels import origin_of
 from gpucloud.docs import INDEX, get_page, list_pages
+from gpucloud.middleware import login_for_htmx
 
 FIRST_REQUEST = """\
 curl {origin}/v1/chat/completions \\
@@ -34,3 +35,14 @@ def doc(request: HttpRequest, name: str = INDEX) -> HttpResponse:
     if page is None:
         raise Http404
     return render(request, "docs/page.html", {"page": page, "groups": list_pages()})
+
+
+def refuse_form(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer a form without a good CSRF token; htmx gets the page anew, and a new token with it."""
+    if request.headers.get("HX-Request") != "true":
+        return render(request, "403_csrf.html", status=403)
+    if not request.user.is_authenticated:
+        return login_for_htmx(request, status=403)
+    response = HttpResponse(status=403)
+    response["HX-Refresh"] = "true"
+    return response

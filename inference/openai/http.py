@@ -135,7 +135,8 @@ class Exchange(msgspec.Struct, eq=False):
             head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms)
             if self._server.answer(status, head, body):
                 return
-        await self._start(status, b"application/json", ((b"content-length", b"%d" % len(body)), *headers))
+        length = (b"content-length", b"%d" % len(body))
+        await self._start(status, b"application/json", (length, (b"cache-control", b"no-store"), *headers))
         await self._send({"type": "http.response.body", "body": body})
 
     async def send_error(self, error: ApiError) -> None:
@@ -207,7 +208,7 @@ def _too_large(max_bytes: int) -> ApiError:
 
 _JSON_HEAD = (
     b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-    b"openai-processing-ms: %d\r\nx-content-type-options: nosniff\r\n"
+    b"openai-processing-ms: %d\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n"
 )
 _STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),

@@ -12,13 +12,13 @@ import pytest
 import uvicorn
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
 from cluster.domain import ClusterSnapshot
 from cluster.engine.board import SnapshotBoard
 from cluster.panel_consumer import PanelConsumer
+from gpucloud.doors import own_pages_only
 
 
 class _Server(uvicorn.Server):
@@ -92,7 +92,7 @@ def _site(board: SnapshotBoard) -> Any:
         await django(scope | {"gpucloud.board": board}, receive, send)
 
     sockets = URLRouter([path("ws/panels/", PanelConsumer.as_asgi(board=board))])
-    return ProtocolTypeRouter({"http": http, "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))})
+    return ProtocolTypeRouter({"http": http, "websocket": own_pages_only(AuthMiddlewareStack(sockets))})
 
 
 @pytest.fixture

@@ -17,8 +17,12 @@ from gpucloud.env import (
     env_float,
     env_int,
     env_list,
+    env_networks,
+    env_origins,
     env_secret,
     env_str,
+    env_url,
+    host_of,
 )
 from tests.live import process_environment
 
@@ -169,3 +173,39 @@ def test_a_database_url_is_taken_apart():
 def test_another_database_is_refused_by_name():
     with pytest.raises(ImproperlyConfigured, match="'mysql' is not sqlite or postgres"):
         database_config("mysql://localhost/x")
+
+
+def test_origins_are_spelled_as_browsers_do(monkeypatch):
+    monkeypatch.setenv(NAME, "https://App.example, http://localhost:3000,https://b.example:443")
+
+    assert env_origins(NAME) == ["https://app.example", "http://localhost:3000", "https://b.example"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*", "null", "app.example", "https://", "https://a.example/path", "ftp://a.example", "https://u@a.example",
+     "https://*.example", "https://a.example:port", "https://a.example?x"],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused_with_an_example(monkeypatch, text):
+    monkeypatch.setenv(NAME, text)
+
+    with pytest.raises(ImproperlyConfigured, match=r"expected http\(s\)://host\[:port\]"):
+        env_origins(NAME)
+
+
+def test_the_public_url_may_end_with_a_slash(monkeypatch):
+    monkeypatch.setenv(NAME, "https://GPU.example/")
+
+    assert env_url(NAME) == "https://gpu.example"
+    assert host_of("https://gpu.example:8443") == "gpu.example"
+    assert host_of("http://[::1]:8000") == "[::1]"
+
+
+def test_proxies_are_addresses_or_networks(monkeypatch):
+    monkeypatch.setenv(NAME, "127.0.0.1, 10.0.0.0/8,::1")
+
+    assert env_networks(NAME) == ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]
+
+    monkeypatch.setenv(NAME, "10.0.0.0/8,proxy.example")
+    with pytest.raises(ImproperlyConfigured, match="expected addresses or networks"):
+        env_networks(NAME)
