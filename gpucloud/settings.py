@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
 
 from gpucloud.env import (
     BASE_DIR,
@@ -33,6 +36,11 @@ ALLOWED_HOSTS = env_list("GPUCLOUD_ALLOWED_HOSTS") or [
     "[::1]",
     *([host_of(PUBLIC_URL)] if PUBLIC_URL else []),
 ]
+JWT_KEY = env_secret("GPUCLOUD_JWT_KEY")
+if len(JWT_KEY.encode()) < 32:
+    raise ImproperlyConfigured(
+        f"GPUCLOUD_JWT_KEY has {len(JWT_KEY.encode())} bytes: tokens need a random key of at least 32."
+    )
 
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: it replaces `runserver`
@@ -111,12 +119,53 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 
+STATIC_URL = "/static/"
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework_simplejwt.authentication.JWTAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["gpucloud.lib.rest.parsing.GuardedJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "gpucloud.lib.rest.schema.ApiSchema",
+    "DEFAULT_METADATA_CLASS": None,
+    "EXCEPTION_HANDLER": "gpucloud.lib.rest.errors.handle_exception",
+    "URL_FORMAT_OVERRIDE": None,
+}
+SIMPLE_JWT = {
+    "ALGORITHM": "HS256",
+    "SIGNING_KEY": JWT_KEY,
+    "ISSUER": "gpucloud",
+    "AUDIENCE": "gpucloud-api",
+    "LEEWAY": 0,
+    "ACCESS_TOKEN_LIFETIME": timedelta(minutes=env_float("GPUCLOUD_JWT_ACCESS_MINUTES", 5.0, minimum=0.01)),
+    "REFRESH_TOKEN_LIFETIME": timedelta(days=env_float("GPUCLOUD_JWT_REFRESH_DAYS", 14.0, minimum=0.0001)),
+    "ROTATE_REFRESH_TOKENS": True,
+    "BLACKLIST_AFTER_ROTATION": True,
+    "CHECK_REVOKE_TOKEN": True,
+    "CHECK_USER_IS_ACTIVE": True,
+}
+API_DOCS = env_bool("GPUCLOUD_API_DOCS", True)
+SPECTACULAR_SETTINGS = {
+    "TITLE": "gpucloud management API",
+    "DESCRIPTION": "Accounts, keys, usage, requests and workers. `/v1` is OpenAI's API and described by OpenAI.",
+    "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_AUTHENTICATION": [],
+    "DEFAULT_GENERATOR_CLASS": "gpucloud.lib.rest.schema.OnceGenerator",
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "gpucloud.lib.rest.schema.describe_errors",
+    ],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": STATIC_URL + "img/icon.svg",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "docExpansion": "list", "persistAuthorization": False},
+}
+
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_I18N = False
 USE_TZ = True
 
-STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 SERVESTATIC_AUTOREFRESH = DEBUG

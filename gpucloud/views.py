@@ -1,15 +1,20 @@
-"""The pages that join apps: home and the documentation. Thin: decide who may, render one template."""
+"""The pages that join apps: home, the documentation, and the site's errors.
+
+Thin: decide who may, render one template. An error is a page for people and JSON under `/api`.
+"""
 
 from __future__ import annotations
 
 from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.views import defaults
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from cluster.panels import origin_of
 from gpucloud.docs import INDEX, get_page, list_pages
+from gpucloud.lib.rest.errors import error_response, is_api
 from gpucloud.middleware import login_for_htmx
 
 FIRST_REQUEST = """\
@@ -46,3 +51,31 @@ def refuse_form(request: HttpRequest, reason: str = "") -> HttpResponse:
     response = HttpResponse(status=403)
     response["HX-Refresh"] = "true"
     return response
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer what Django itself refuses to look at."""
+    if is_api(request):
+        return error_response(400, "bad_request", "This request cannot be understood.")
+    return defaults.bad_request(request, exception)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer somebody who may not."""
+    if is_api(request):
+        return error_response(403, "permission_denied", "You may not do this.")
+    return defaults.permission_denied(request, exception)
+
+
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer a URL that leads nowhere."""
+    if is_api(request):
+        return error_response(404, "not_found", "There is nothing at this URL.")
+    return defaults.page_not_found(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer when something broke; it is in the log."""
+    if is_api(request):
+        return error_response(500, "server_error", "Something broke on our side; it was logged.")
+    return defaults.server_error(request)
