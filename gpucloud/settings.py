@@ -27,6 +27,7 @@ DEBUG = env_bool("GPUCLOUD_DEBUG")
 DATA_DIR = data_dir()
 SECRET_KEY = env_secret("GPUCLOUD_SECRET_KEY")
 KEY_PEPPER = env_secret("GPUCLOUD_KEY_PEPPER")
+JWT_KEY = env_secret("GPUCLOUD_JWT_KEY")
 PUBLIC_URL = env_url("GPUCLOUD_PUBLIC_URL")
 TRUSTED_PROXIES = env_networks("GPUCLOUD_TRUSTED_PROXIES")
 CORS_ORIGINS = env_origins("GPUCLOUD_CORS_ORIGINS")
@@ -213,10 +214,15 @@ CORS_EXPOSE_HEADERS = ["retry-after", "content-disposition"]
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "formatters": {"line": {"()": "gpucloud.lib.logs.LineFormatter"} | ({"wordless": ()} if DEBUG else {})},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    # At INFO it logs every socket with its query string, and people put secrets there.
-    "loggers": {"uvicorn": {"level": "WARNING"}},
+    "loggers": {
+        # At INFO it logs every socket with its query string, and people put secrets there.
+        "uvicorn": {"level": "WARNING"},
+        # Instead of Django's own, which mails whole requests to the admins.
+        "django": {"level": "INFO"},
+        "django.server": {"level": "INFO", "propagate": True},
+    },
     "root": {"handlers": ["stderr"], "level": env_str("GPUCLOUD_LOG_LEVEL", "INFO")},
 }
 

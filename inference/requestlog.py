@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import msgspec
 
+from gpucloud.lib.logs import escape, redact
+
 FLUSH_S = 0.2
 MAX_LINES = 64
 """So many are written at once: what is kept longer is cold when it is written."""
@@ -52,6 +54,9 @@ class RequestLog:
         """Queue a line; it is written within a fraction of a second."""
         if not self._enabled:
             return
+        if line.status >= 400:
+            # Only then can the path be one that somebody made up, with a key in it for instance.
+            line = msgspec.structs.replace(line, path=escape(redact(line.path)))
         self._lines.append(self._encode(line))
         if len(self._lines) >= MAX_LINES:
             self._write()

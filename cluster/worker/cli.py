@@ -26,6 +26,7 @@ from cluster.simulation.llms import UnknownLlm, get_llm
 from cluster.worker.agent import Agent, UnableToServe, link_url
 from cluster.worker.backends.base import UnableToLoad
 from cluster.worker.backends.simulated import SimulatedBackend, SimulatedOptions
+from gpucloud.lib.logs import make_handler
 
 DEFAULT_MODEL = "llama-3-8b"
 TOKEN_VARIABLE = "GPUCLOUD_WORKER_TOKEN"
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.worker", description="Run gpucloud workers.")
     add_arguments(parser)
     options = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(handlers=[make_handler()], level=logging.INFO)
     try:
         return run(options)
     except UsageError as error:

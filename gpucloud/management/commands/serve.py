@@ -14,6 +14,7 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
 from cluster.simulation.fleet import DEFAULT_FLEET, FleetWorker
+from gpucloud.checks import check_public_url, is_public, list_weak_secrets
 from gpucloud.instance import AlreadyRunning, lock_for_database
 from gpucloud.lib.children import Children
 
@@ -31,6 +32,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, host: str, port: int, simulate: int, **options: Any) -> None:
+        if is_public(host) and not settings.DEBUG:
+            refuse_weak_secrets(host)
         refuse_pending_migrations()
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         lock = lock_for_database()
@@ -56,6 +59,16 @@ class Command(BaseCommand):
             run(application, listener, drain_s=settings.DRAIN_S)
         finally:
             fleet.stop(timeout_s=5.0)
+
+
+def refuse_weak_secrets(host: str) -> None:
+    """Raise `CommandError` if the secrets are not fit for a server that others can reach."""
+    if weak := list_weak_secrets():
+        why = f"GPUCLOUD_PUBLIC_URL is {settings.PUBLIC_URL}" if settings.PUBLIC_URL else f"--host {host} is public"
+        sentences = "".join([f"\n- {sentence}" for sentence in weak])
+        raise CommandError(f"Others can reach this server ({why}), so its secrets must be fit for that:{sentences}")
+    for warning in check_public_url():
+        log.warning("%s", warning.msg)
 
 
 def refuse_pending_migrations() -> None:
