@@ -6,15 +6,18 @@ and stays when retention deletes the row. Hours are those of admission, `since` 
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, cast
 
 import msgspec
 from django.db import DEFAULT_DB_ALIAS
-from django.db.models import QuerySet, Sum
+from django.db.models import DateTimeField, F, Q, QuerySet, Sum
+from django.db.models.functions import Trunc
 
 from inference.histograms import METRICS, Bars, Histogram, percentile
-from inference.models import OPEN, LatencyHistogram, Request, UsageRollup
+from inference.models import OPEN, KeyTotal, LatencyHistogram, Request, UsageRollup
 from inference.records import Opened, TimelineEvent
 from inference.timeline import tell_story
 
@@ -34,6 +37,30 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: int = 0
 
 
+class Period(StrEnum):
+    """How long a line of a usage table is: in UTC, for sums are by hours of it."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+class Dimension(StrEnum):
+    """What usage may be told apart by; the words are those of the API."""
+
+    MODEL = "model"
+    KEY = "key"
+    USER = "user"
+
+
+class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key has used since its first day."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
     """Latency of completed requests; None where nothing completed."""
 
@@ -48,6 +75,30 @@ def list_requests(*, user_id: int | None = None) -> QuerySet[Request]:
     return requests if user_id is None else requests.filter(user_id=user_id)
 
 
+def search_requests(
+    *,
+    user_id: int | None = None,
+    request_id: str | None = None,
+    key_id: int | None = None,
+    model: str | None = None,
+    state: str | None = None,
+    worker: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> QuerySet[Request]:
+    """Return the requests that match everything given, the newest first, without their timelines.
+
+    `key_id` 0 is the playground, `worker` an id or a name; `since` counts, `until` does not.
+    """
+    equal = {"pk": request_id, "model": model, "state": state, "created_at__gte": since, "created_at__lt": until}
+    found = list_requests(user_id=user_id).filter(**{name: value for name, value in equal.items() if value is not None})
+    if key_id is not None:
+        found = found.filter(key_id=key_id or None)
+    if worker is not None:
+        found = found.filter(Q(worker_id=worker) | Q(worker_name=worker))
+    return found.order_by("-created_at", "-pk").defer("timeline")
+
+
 def get_request(*, request_id: str, user_id: int | None = None) -> Request | None:
     """Return a request if there is one and it is this user's."""
     return list_requests(user_id=user_id).filter(pk=request_id).first()
@@ -59,9 +110,49 @@ def get_timeline(*, request_id: str, user_id: int | None = None) -> list[Timelin
     return [] if row is None else tell_story(row)
 
 
-def get_usage(*, since: datetime, until: datetime, user_id: int | None = None) -> Usage:
+def get_usage(
+    *,
+    since: datetime,
+    until: datetime,
+    user_id: int | None = None,
+    key_id: int | None = None,
+    model: str | None = None,
+) -> Usage:
     """Return what a user, or everybody, used in the hours from `since` to before `until`."""
-    return Usage(**_add_up(_sums(UsageRollup, since, until, user_id)))
+    sums = _usage(since, until, user_id, key_id, model).aggregate(**_TOTALS)
+    return Usage(**{name[4:]: count or 0 for name, count in sums.items()})
+
+
+def list_usage(
+    *,
+    since: datetime,
+    until: datetime,
+    user_id: int | None = None,
+    key_id: int | None = None,
+    model: str | None = None,
+    period: Period,
+    by: Collection[Dimension] = (),
+) -> QuerySet[UsageRollup, dict[str, Any]]:
+    """Return a line for each period, and each of what it is told `by`, with any usage; the oldest first.
+
+    A line is a dict: `start`, the fields of `by` (`model`, `key_id`, `user_id` and `user__email`), and the
+    fields of `Usage` with `sum_` before them. Key 0 is the playground.
+    """
+    sums = _usage(since, until, user_id, key_id, model)
+    if period is Period.HOUR:
+        sums = sums.annotate(start=F("hour"))
+    else:
+        sums = sums.annotate(start=Trunc("hour", period.value, output_field=DateTimeField(), tzinfo=UTC))
+    names = [name for dimension in Dimension if dimension in by for name in _COLUMNS[dimension]]
+    lines = sums.values("start", *names).annotate(**_TOTALS)
+    return cast("QuerySet[UsageRollup, dict[str, Any]]", lines.order_by("start", *names))
+
+
+def list_key_totals(key_ids: Sequence[int]) -> dict[int, KeyUse]:
+    """Return what these keys have used, by id; one that was never used is left out."""
+    rows = KeyTotal.objects.filter(key_id__in=key_ids).values("key_id").order_by()
+    sums: Any = rows.annotate(**{f"sum_{name}": Sum(name) for name in KeyUse.__struct_fields__})
+    return {row["key_id"]: KeyUse(**{name: row[f"sum_{name}"] for name in KeyUse.__struct_fields__}) for row in sums}
 
 
 def list_usage_by_hour(*, since: datetime, until: datetime, user_id: int | None = None) -> list[tuple[datetime, Usage]]:
@@ -81,10 +172,24 @@ def list_usage_by_key(*, since: datetime, until: datetime, user_id: int | None =
 
 def get_latency(*, since: datetime, until: datetime, user_id: int | None = None) -> dict[str, Percentiles]:
     """Return the percentiles of `queue`, `ttft` and `total`, in milliseconds; see `histograms` for their error."""
-    bars = Bars()
-    for text in _sums(LatencyHistogram, since, until, user_id).values_list("bars", flat=True).iterator():
-        bars.add(Bars.decode(text))
-    return {metric: _percentiles(getattr(bars, metric)) for metric in METRICS}
+    total = Bars()
+    for _, _, bars in iter_bars(since=since, until=until, user_id=user_id):
+        total.add(bars)
+    return {metric: percentiles_of(getattr(total, metric)) for metric in METRICS}
+
+
+def iter_bars(*, since: datetime, until: datetime, user_id: int | None = None) -> Iterator[tuple[datetime, str, Bars]]:
+    """Yield the histograms of completed requests with their hour and model, in no order."""
+    sums = _sums(LatencyHistogram, since, until, user_id).order_by().values_list("hour", "model", "bars")
+    for hour, model, text in sums.iterator():
+        yield hour, model, Bars.decode(text)
+
+
+def percentiles_of(histogram: Histogram) -> Percentiles:
+    """Return the percentiles of one histogram."""
+    return Percentiles(
+        p50=percentile(histogram, 0.50), p95=percentile(histogram, 0.95), p99=percentile(histogram, 0.99)
+    )
 
 
 def list_open(*, node: str, using: str = DEFAULT_DB_ALIAS) -> list[Opened]:
@@ -107,15 +212,18 @@ def list_open(*, node: str, using: str = DEFAULT_DB_ALIAS) -> list[Opened]:
     ]
 
 
-def _percentiles(histogram: Histogram) -> Percentiles:
-    return Percentiles(
-        p50=percentile(histogram, 0.50), p95=percentile(histogram, 0.95), p99=percentile(histogram, 0.99)
-    )
-
-
 def _sums(model: type[Any], since: datetime, until: datetime, user_id: int | None) -> QuerySet[Any]:
     sums: QuerySet[Any] = model.objects.filter(hour__gte=since, hour__lt=until)
     return sums if user_id is None else sums.filter(user_id=user_id)
+
+
+def _usage(
+    since: datetime, until: datetime, user_id: int | None, key_id: int | None, model: str | None
+) -> QuerySet[UsageRollup]:
+    sums = _sums(UsageRollup, since, until, user_id)
+    if key_id is not None:
+        sums = sums.filter(key_id=key_id)
+    return sums if model is None else sums.filter(model=model)
 
 
 def _group(since: datetime, until: datetime, user_id: int | None, field: str) -> list[tuple[Any, Usage]]:
@@ -123,9 +231,11 @@ def _group(since: datetime, until: datetime, user_id: int | None, field: str) ->
     return [(group.pop(field), Usage(**{name[4:]: count for name, count in group.items()})) for group in groups]
 
 
-def _add_up(sums: QuerySet[UsageRollup]) -> dict[str, int]:
-    return {name[4:]: count or 0 for name, count in sums.aggregate(**_TOTALS).items()}
-
-
 # Named apart from their fields: Django refuses an annotation with a field's name.
 _TOTALS = {f"sum_{name}": Sum(name) for name in Usage.__struct_fields__}
+
+_COLUMNS: dict[Dimension, tuple[str, ...]] = {
+    Dimension.MODEL: ("model",),
+    Dimension.KEY: ("key_id",),
+    Dimension.USER: ("user_id", "user__email"),
+}

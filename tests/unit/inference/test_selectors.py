@@ -21,6 +21,13 @@ def make_usage(user: User, hour: datetime = NINE, **fields: Any) -> UsageRollup:
     return UsageRollup.objects.create(**counts | described | fields)
 
 
+def make_latency(user: User, *ttfts_ms: float, hour: datetime = NINE, model: str = "llama-3-8b") -> LatencyHistogram:
+    bars = Bars()
+    for ttft_ms in ttfts_ms:
+        bars.count(1.0, ttft_ms, 10 * ttft_ms)
+    return LatencyHistogram.objects.create(hour=hour, user=user, key_id=0, model=model, node="n", bars=bars.encode())
+
+
 def make_request(user: User, request_id: str, **fields: Any) -> Request:
     described: dict[str, Any] = {
         "id": request_id,
