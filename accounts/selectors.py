@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import msgspec
@@ -85,6 +85,31 @@ def list_keys(*, user: User) -> QuerySet[ApiKey]:
     return ApiKey.objects.filter(user=user)
 
 
+def search_keys(
+    *, user: User, state: str | None = None, test: bool | None = None, name: str | None = None
+) -> QuerySet[ApiKey]:
+    """Return those of a user's keys that match everything given, the newest first.
+
+    `state` is `live`, `expired` or `revoked`, `name` a part of the key's name in any case.
+    """
+    keys = list_keys(user=user)
+    match state:
+        case "live":
+            keys = keys.filter(_not_expired(), revoked_at=None)
+        case "expired":
+            keys = keys.filter(~_not_expired(), revoked_at=None)
+        case "revoked":
+            keys = keys.exclude(revoked_at=None)
+    if test is not None:
+        keys = keys.filter(test=test)
+    return keys.filter(name__icontains=name) if name else keys
+
+
+def get_key_names(key_ids: Collection[int]) -> dict[int, str]:
+    """Return the names of these keys, whosever they are, by id."""
+    return dict(ApiKey.objects.filter(pk__in=key_ids).order_by().values_list("pk", "name"))
+
+
 def list_key_rows(prefixes: Sequence[str]) -> list[KeyRow]:
     """Return what is stored under these prefixes; an unknown one is left out."""
     rows: list[KeyRow] = []
@@ -104,8 +129,7 @@ def list_key_rows(prefixes: Sequence[str]) -> list[KeyRow]:
 
 def count_live_keys(*, user: User) -> int:
     """Return how many keys of a user are neither revoked nor expired."""
-    not_expired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    return ApiKey.objects.filter(not_expired, user=user, revoked_at=None).count()
+    return ApiKey.objects.filter(_not_expired(), user=user, revoked_at=None).count()
 
 
 def read_data_version() -> int | None:
@@ -119,3 +143,7 @@ def read_data_version() -> int | None:
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA data_version")
         return int(cursor.fetchone()[0])
+
+
+def _not_expired() -> Q:
+    return Q(expires_at=None) | Q(expires_at__gt=timezone.now())

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -57,6 +58,14 @@ def env_int(name: str, default: int, *, minimum: int = 0) -> int:
     if value != int(value):
         raise ImproperlyConfigured(f"{name}={value!r}: expected a whole number.")
     return int(value)
+
+
+def env_choice(name: str, choices: Sequence[str], default: str) -> str:
+    """Return the variable as one of a few words."""
+    value = env_str(name, default).strip().lower()
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected {', '.join(choices[:-1])} or {choices[-1]}.")
+    return value
 
 
 def env_list(name: str, default: str = "") -> list[str]:

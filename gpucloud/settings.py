@@ -12,6 +12,7 @@ from gpucloud.env import (
     data_dir,
     database_config,
     env_bool,
+    env_choice,
     env_float,
     env_int,
     env_list,
@@ -255,6 +256,16 @@ LEDGER_COMMIT_S = env_float("GPUCLOUD_LEDGER_COMMIT_S", 5.0)
 LEDGER_DAYS = env_int("GPUCLOUD_LEDGER_DAYS", 90, minimum=1)
 BODY_TIMEOUT_S = env_float("GPUCLOUD_BODY_TIMEOUT_S", 15.0)
 MAX_BODY_BYTES = env_int("GPUCLOUD_MAX_BODY_BYTES", 4 * 1024 * 1024, minimum=1024)
+# What people may give keys of their own at the most; a limit of 0 is left to them. Staff may anything.
+TIERS = ("priority", "default", "flex", "batch")
+SELF_SERVICE = {
+    "highest_tier": env_choice("GPUCLOUD_SELF_SERVICE_HIGHEST_TIER", TIERS, "default"),
+    "requests_per_minute": env_int("GPUCLOUD_SELF_SERVICE_RPM", 600),
+    "tokens_per_minute": env_int("GPUCLOUD_SELF_SERVICE_TPM", 0),
+    "concurrent_requests": env_int("GPUCLOUD_SELF_SERVICE_CONCURRENT", 0),
+    "max_tokens": env_int("GPUCLOUD_SELF_SERVICE_MAX_TOKENS", 0),
+    "monthly_tokens": env_int("GPUCLOUD_SELF_SERVICE_MONTHLY_TOKENS", 0),
+}
 KEY_POLL_S = env_float("GPUCLOUD_KEY_POLL_S", 0.5, minimum=0.01)
 NODE = env_str("GPUCLOUD_NODE", "node-1")
 WORKER_TOKEN = env_secret("GPUCLOUD_WORKER_TOKEN")

@@ -14,6 +14,7 @@ from gpucloud.env import (
     SECRET_NAMES,
     database_config,
     env_bool,
+    env_choice,
     env_float,
     env_int,
     env_list,
@@ -92,6 +93,14 @@ def test_a_whole_number_has_no_fraction(monkeypatch):
 
     with pytest.raises(ImproperlyConfigured, match="whole number"):
         env_int(NAME, 1)
+
+
+def test_a_word_that_is_not_one_of_a_few_is_refused_with_all_of_them(monkeypatch):
+    monkeypatch.setenv(NAME, "Gold")
+
+    with pytest.raises(ImproperlyConfigured, match="'gold': expected a, b or c"):
+        env_choice(NAME, ("a", "b", "c"), "a")
+    assert env_choice(NAME, ("gold", "silver"), "silver") == "gold"
 
 
 def test_a_list_drops_blanks(monkeypatch):
