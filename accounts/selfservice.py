@@ -14,10 +14,25 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from accounts.models import ApiKey, User
+from accounts.models import (
+    MAX_CONCURRENT_REQUESTS,
+    MAX_MONTHLY_TOKENS,
+    MAX_REQUESTS_PER_MINUTE,
+    MAX_TOKENS,
+    MAX_TOKENS_PER_MINUTE,
+    ApiKey,
+    User,
+)
 from accounts.services import DEFAULT_REQUESTS_PER_MINUTE, DEFAULT_TIER, TIERS, actor_of, create_key, save_key
 
-LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests", "max_tokens", "monthly_tokens")
+LIMITS = {
+    "requests_per_minute": MAX_REQUESTS_PER_MINUTE,
+    "tokens_per_minute": MAX_TOKENS_PER_MINUTE,
+    "concurrent_requests": MAX_CONCURRENT_REQUESTS,
+    "max_tokens": MAX_TOKENS,
+    "monthly_tokens": MAX_MONTHLY_TOKENS,
+}
+"""The limits of a key, and the most that any key may have of each."""
 
 
 class UnableToChange(ValidationError):

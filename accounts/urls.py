@@ -6,6 +6,7 @@ from django.contrib.auth.views import LogoutView
 from django.urls import URLPattern, path
 
 from accounts.api import MeView
+from accounts.key_api import KeyRotationView, KeysView, KeyView, ListTotals
 from accounts.views import LoginView
 
 urlpatterns = [
@@ -13,6 +14,12 @@ urlpatterns = [
     path("logout/", LogoutView.as_view(), name="logout"),
 ]
 
-api_patterns: list[URLPattern] = [
-    path("auth/me", MeView.as_view(), name="api-me"),
-]
+
+def api_patterns(*, list_totals: ListTotals) -> list[URLPattern]:
+    """Return what is under `/api/`; `list_totals` reads what keys have used, which this app does not know."""
+    return [
+        path("auth/me", MeView.as_view(), name="api-me"),
+        path("keys", KeysView.as_view(list_totals=list_totals), name="api-keys"),
+        path("keys/<int:key_id>", KeyView.as_view(list_totals=list_totals), name="api-key"),
+        path("keys/<int:key_id>/rotate", KeyRotationView.as_view(list_totals=list_totals), name="api-key-rotate"),
+    ]

@@ -12,8 +12,9 @@ from accounts.urls import api_patterns as accounts_api
 from gpucloud import views
 from gpucloud.apidocs import api_docs_patterns
 from gpucloud.lib.rest.views import UnknownView
+from inference.selectors import list_key_totals
 
-api_patterns = [*accounts_api, *api_docs_patterns()]
+api_patterns = [*accounts_api(list_totals=list_key_totals), *api_docs_patterns()]
 
 urlpatterns = [
     path("", views.home, name="home"),

@@ -54,6 +54,11 @@ class ApiView(APIView):
         response.setdefault("Cache-Control", "no-store")
         return response
 
+    @property
+    def user(self) -> Any:
+        """Whoever asks: an account, where the permissions ask for one."""
+        return self.request.user
+
     def read_body(self, body_class: type[Body], *, partial: bool = False) -> dict[str, Any]:
         """Return the checked body; with `partial`, fields may be missing."""
         data = self.request.data
@@ -82,12 +87,12 @@ class UnknownView(ApiView):
 def paginate(
     request: Request,
     rows: QuerySet[M] | Sequence[Row],
-    show: Callable[[Any], Any],
+    show: Callable[[list[Any]], list[Any]],
     *,
     page: int,
     page_size: int,
 ) -> Response:
-    """Return a page of `rows` as `{count, next, previous, results}`, each row by `show`."""
+    """Return a page of `rows` as `{count, next, previous, results}`, a page's rows by `show`."""
     paginator: Paginator[Any] = Paginator(rows, page_size)
     try:
         found = paginator.page(page)
@@ -98,7 +103,7 @@ def paginate(
     preceding = None
     if found.has_previous():
         preceding = replace_query_param(url, "page", page - 1) if page > 2 else remove_query_param(url, "page")
-    results = [show(row) for row in found.object_list]
+    results = show(list(found.object_list))
     return Response({"count": paginator.count, "next": following, "previous": preceding, "results": results})
 
 

@@ -44,7 +44,11 @@ class NotesView(ApiView):
         """Return the numbers below `most`."""
         numbers = sorted(range(self.query["most"]), reverse=self.query["ordering"] == "-number")
         return paginate(
-            request, numbers, lambda number: {"n": number}, page=self.query["page"], page_size=self.query["page_size"]
+            request,
+            numbers,
+            lambda page: [{"n": number} for number in page],
+            page=self.query["page"],
+            page_size=self.query["page_size"],
         )
 
     def post(self, request):
