@@ -25,6 +25,7 @@ from django.urls import re_path  # noqa: E402
 
 from cluster.routing import panel_socket, worker_socket  # noqa: E402
 from gpucloud.doors import believe_proxies, own_pages_only  # noqa: E402
+from gpucloud.intake import take_in  # noqa: E402
 from gpucloud.lib.asgi import Application, Receive, Scope, Send  # noqa: E402
 from gpucloud.lifespan import Node  # noqa: E402
 from gpucloud.probes import Probes  # noqa: E402
@@ -108,7 +109,7 @@ def build_router(node: Node) -> Application:
             "http": URLRouter(
                 [
                     route(r"^(?:healthz|readyz)$", probes),
-                    route(r"", people),
+                    route(r"", take_in(people, timeout_s=settings.BODY_TIMEOUT_S)),
                 ]
             ),
             "websocket": URLRouter(

@@ -33,7 +33,7 @@ class OneWriteCycle(RequestResponseCycle):
         """Send a whole answer; `head` is header lines, each with its CR LF, and has the content-length."""
         if self.response_started or self.disconnected or self.flow.write_paused or not self.keep_alive:
             return False
-        if self.scope["method"] == "HEAD":
+        if self.more_body or self.scope["method"] == "HEAD":
             return False
         self.response_started = self.response_complete = True
         self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[status], head, _encode(self.default_headers), body))
@@ -59,11 +59,11 @@ class OneWriteProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
-        self._idle_since_s = None
+        idle_since_s, self._idle_since_s = self._idle_since_s, None
         super().data_received(data)
         if self.cycle is not None and self.cycle.response_complete:
             # No request, or none that is whole: it does not keep the connection open.
-            self._idle_since_s = self.loop.time()
+            self._idle_since_s = idle_since_s
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over; from now on its time is the WebSocket's affair."""

@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import signal
 import socket
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from gpucloud.asgi import Gpucloud
-from gpucloud.onewrite import OneWriteProtocol
+from gpucloud.guard import GuardedProtocol
 
 BACKLOG = 2048
 DEAD_PEER_MS = 15_000
@@ -84,13 +86,16 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(application: Gpucloud, listener: socket.socket, *, drain_s: float) -> None:
+def run(
+    application: Gpucloud, listener: socket.socket, *, drain_s: float, header_timeout_s: float, max_body_bytes: int
+) -> None:
     """Serve until a signal ends it."""
+    protocol: Any = partial(GuardedProtocol, header_timeout_s=header_timeout_s, max_body_bytes=max_body_bytes)
     config = uvicorn.Config(
         application,
         interface="asgi3",
         loop="uvloop",
-        http=OneWriteProtocol,
+        http=protocol,
         ws="websockets-sansio",
         ws_max_size=1024 * 1024,
         ws_per_message_deflate=False,

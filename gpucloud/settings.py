@@ -254,6 +254,7 @@ PAUSED_S = env_float("GPUCLOUD_PAUSED_S", 2.5)
 DRAIN_S = env_float("GPUCLOUD_DRAIN_S", 25.0)
 LEDGER_COMMIT_S = env_float("GPUCLOUD_LEDGER_COMMIT_S", 5.0)
 LEDGER_DAYS = env_int("GPUCLOUD_LEDGER_DAYS", 90, minimum=1)
+HEADER_TIMEOUT_S = env_float("GPUCLOUD_HEADER_TIMEOUT_S", 15.0, minimum=0.05)
 BODY_TIMEOUT_S = env_float("GPUCLOUD_BODY_TIMEOUT_S", 15.0)
 MAX_BODY_BYTES = env_int("GPUCLOUD_MAX_BODY_BYTES", 4 * 1024 * 1024, minimum=1024)
 # What people may give keys of their own at the most; a limit of 0 is left to them. Staff may anything.

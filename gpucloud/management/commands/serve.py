@@ -56,7 +56,13 @@ class Command(BaseCommand):
         try:
             for worker in islice(cycle(DEFAULT_FLEET), simulate):
                 fleet.spawn(worker_arguments(worker, url), environment={"GPUCLOUD_WORKER_TOKEN": settings.WORKER_TOKEN})
-            run(application, listener, drain_s=settings.DRAIN_S)
+            run(
+                application,
+                listener,
+                drain_s=settings.DRAIN_S,
+                header_timeout_s=settings.HEADER_TIMEOUT_S,
+                max_body_bytes=settings.MAX_BODY_BYTES,
+            )
         finally:
             fleet.stop(timeout_s=5.0)
 

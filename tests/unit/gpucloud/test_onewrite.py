@@ -7,11 +7,13 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import uvicorn
 
+from gpucloud.guard import GuardedProtocol
 from gpucloud.lib.asgi import Receive, Scope, Send
 from gpucloud.onewrite import OneWriteProtocol
 from inference.openai.http import Exchange, open_exchange
@@ -82,7 +84,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(handle: Handler, *, keep_alive_s: float = 60.0) -> AsyncIterator[Server]:
+async def serve(handle: Handler, *, keep_alive_s: float = 60.0, **bounds: Any) -> AsyncIterator[Server]:
     """Run a server whose application hands each request to `handle`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +98,7 @@ async def serve(handle: Handler, *, keep_alive_s: float = 60.0) -> AsyncIterator
     config = uvicorn.Config(
         app,
         interface="asgi3",
-        http=OneWriteProtocol,
+        http=partial(GuardedProtocol, **bounds),  # type: ignore[arg-type]
         ws="websockets-sansio",
         lifespan="off",
         timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]
