@@ -22,6 +22,9 @@ from accounts.models import ApiKey, User
 from gpucloud.lib.admin import AuditedByServices, RevokedFilter, act_on_each, actor_in
 from gpucloud.lib.audit import Actor, record
 
+RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
+"""What of a user says what else it may do."""
+
 
 class UserAddForm(AdminUserCreationForm):  # type: ignore[type-arg]
     """A new user: an address, and a password or none."""
@@ -65,6 +68,16 @@ class UserAdmin(AuditedByServices, BaseUserAdmin):  # type: ignore[type-arg]
         """Put a new password on record; the form for it passes no service."""
         if request.resolver_match and request.resolver_match.url_name == "auth_user_password_change":
             record(actor=actor_in(request), row=obj, did="Password changed.")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+        """Let nobody make a superuser here (`createsuperuser` does), and only those hand out rights."""
+        kept = ("is_superuser",) if request.user.is_superuser else RIGHTS
+        return (*self.readonly_fields, *kept)
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Keep superusers, their passwords among the rest, to superusers."""
+        beyond = obj is not None and obj.is_superuser and not request.user.is_superuser
+        return super().has_change_permission(request, obj) and not beyond
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         """Users are switched off, never deleted: the ledger refers to them."""
