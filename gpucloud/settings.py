@@ -158,7 +158,7 @@ SPECTACULAR_SETTINGS = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "gpucloud.lib.rest.schema.describe_errors",
     ],
-    "ENUM_NAME_OVERRIDES": {"TierEnum": "accounts.models.Tier"},
+    "ENUM_NAME_OVERRIDES": {"TierEnum": "accounts.services.TIERS"},
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": STATIC_URL + "img/icon.svg",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "docExpansion": "list", "persistAuthorization": False},
