@@ -1,4 +1,4 @@
-"""The rows of this app: people and their API keys.
+"""The rows of this app: people, their API keys, and their logins to the REST API.
 
 No secret is stored: what a key's row holds of it is in `gpucloud.lib.credential`. Rows are
 written by `services` and read by `selectors`.
@@ -79,6 +79,26 @@ class User(AbstractBaseUser, PermissionsMixin):
     def clean(self) -> None:
         """Bring the address to its stored spelling before it is checked for uniqueness."""
         self.email = normalize_email(self.email)
+
+
+class ApiLogin(models.Model):
+    """One login to the REST API: a family of refresh tokens, of which only the newest may be used.
+
+    Tokens name the row and none is stored: delete it, and all of them are over.
+    """
+
+    id = models.CharField(primary_key=True, max_length=32)
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_logins")
+    newest = models.CharField(max_length=32, help_text="The id of the refresh token that may be used.")
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name = "API login"
+
+    def __str__(self) -> str:
+        return f"{self.user_id} since {self.created_at:%Y-%m-%d %H:%M}"
 
 
 class Tier(models.TextChoices):

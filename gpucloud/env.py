@@ -10,6 +10,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,17 @@ def env_networks(name: str) -> list[str]:
         return [str(ipaddress.ip_network(part)) for part in env_list(name)]
     except ValueError as error:
         raise ImproperlyConfigured(f"{name}: {error}; expected addresses or networks: 10.0.0.0/8,::1.") from None
+
+
+def env_rates(name: str, default: str) -> list[str]:
+    """Return the variable's comma-separated rates, such as `10/m,100/h`; `off` means none."""
+    rates = env_list(name, default)
+    if rates == ["off"]:
+        return []
+    for rate in rates:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}/[smhd]", rate):
+            raise ImproperlyConfigured(f"{name}={rate!r}: expected rates such as 10/m (s, m, h or d), or off.")
+    return rates
 
 
 def host_of(url: str) -> str:

@@ -18,6 +18,7 @@ from gpucloud.env import (
     env_list,
     env_networks,
     env_origins,
+    env_rates,
     env_secret,
     env_str,
     env_url,
@@ -55,7 +56,7 @@ INSTALLED_APPS = [
     "django_htmx",
     "template_partials",
     "rest_framework",
-    "rest_framework_simplejwt.token_blacklist",
+    "rest_framework_simplejwt",
     "corsheaders",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -123,10 +124,11 @@ AUTH_PASSWORD_VALIDATORS = [
 
 STATIC_URL = "/static/"
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework_simplejwt.authentication.JWTAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.TokenAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_PARSER_CLASSES": ["gpucloud.lib.rest.parsing.GuardedJSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_THROTTLE_CLASSES": ["gpucloud.lib.rest.throttling.UserThrottle"],
     "DEFAULT_SCHEMA_CLASS": "gpucloud.lib.rest.schema.ApiSchema",
     "DEFAULT_METADATA_CLASS": None,
     "EXCEPTION_HANDLER": "gpucloud.lib.rest.errors.handle_exception",
@@ -140,8 +142,6 @@ SIMPLE_JWT = {
     "LEEWAY": 0,
     "ACCESS_TOKEN_LIFETIME": timedelta(minutes=env_float("GPUCLOUD_JWT_ACCESS_MINUTES", 5.0, minimum=0.01)),
     "REFRESH_TOKEN_LIFETIME": timedelta(days=env_float("GPUCLOUD_JWT_REFRESH_DAYS", 14.0, minimum=0.0001)),
-    "ROTATE_REFRESH_TOKENS": True,
-    "BLACKLIST_AFTER_ROTATION": True,
     "CHECK_REVOKE_TOKEN": True,
     "CHECK_USER_IS_ACTIVE": True,
 }
@@ -163,6 +163,25 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": STATIC_URL + "img/icon.svg",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "docExpansion": "list", "persistAuthorization": False},
 }
+
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "throttle": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "LOCATION": "throttle",
+        # The default of 300 would forget most counters, and with them the limits.
+        "OPTIONS": {"MAX_ENTRIES": 1_000_000},
+    },
+}
+RATELIMIT_USE_CACHE = "throttle"
+LOGIN_FAILURES_PER_ACCOUNT = env_rates("GPUCLOUD_LOGIN_FAILURES_PER_ACCOUNT", "10/m,100/h")
+LOGIN_FAILURES_PER_IP = env_rates("GPUCLOUD_LOGIN_FAILURES_PER_IP", "30/m")
+LOGINS_PER_IP = env_rates("GPUCLOUD_LOGINS_PER_IP", "120/m")
+REGISTRATIONS_PER_IP = env_rates("GPUCLOUD_REGISTRATIONS_PER_IP", "20/m,100/h")
+REFRESHES_PER_IP = env_rates("GPUCLOUD_REFRESHES_PER_IP", "120/m")
+API_CALLS_PER_IP = env_rates("GPUCLOUD_API_CALLS_PER_IP", "3000/m")
+API_CALLS_PER_USER = env_rates("GPUCLOUD_API_CALLS_PER_USER", "1200/m")
+REGISTRATION = env_bool("GPUCLOUD_REGISTRATION", True)
 
 LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"

@@ -28,6 +28,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 WORKER_TOKEN = "wk-live-test-token-for-this-machine-only"
 START_TIMEOUT_S = 60.0
+THROTTLES = (
+    "LOGIN_FAILURES_PER_ACCOUNT",
+    "LOGIN_FAILURES_PER_IP",
+    "LOGINS_PER_IP",
+    "REGISTRATIONS_PER_IP",
+    "REFRESHES_PER_IP",
+    "API_CALLS_PER_IP",
+    "API_CALLS_PER_USER",
+)
+"""Settings of rates; each is a variable with `GPUCLOUD_` before it."""
 
 
 def free_port() -> int:
@@ -204,6 +214,8 @@ def process_environment(**environment: str) -> dict[str, str]:
         "PYTHONPYCACHEPREFIX": str(ROOT / ".pytest_cache" / "pycache"),
         # Tests kill workers of the same names again and again; only those about flapping mean it.
         "GPUCLOUD_FLAP_LOSSES": "1000",
+        # And to log in as often as they like; only those about throttles mean it.
+        **{f"GPUCLOUD_{name}": "off" for name in THROTTLES},
         **environment,
     }
 

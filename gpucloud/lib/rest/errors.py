@@ -16,6 +16,8 @@ from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
 
+from gpucloud.lib.throttle import TooManyAttempts
+
 INVALID = "invalid"
 
 Fields = dict[str, list[str]]
@@ -46,12 +48,15 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response | None
             exc = exceptions.NotFound()
         case DjangoPermissionDenied():
             exc = exceptions.PermissionDenied()
+        case TooManyAttempts():
+            exc = exceptions.Throttled(exc.wait_s)
     if not isinstance(exc, exceptions.APIException):
         return None
     headers = {}
     if challenge := getattr(exc, "auth_header", None):
         headers["WWW-Authenticate"] = challenge
     if wait_s := getattr(exc, "wait", None):
+        exc.detail = exceptions.ErrorDetail(f"Too many attempts: try again in {wait_s} s.", exc.default_code)
         headers["Retry-After"] = str(wait_s)
     if isinstance(exc, exceptions.ValidationError):
         return Response(_describe_invalid(exc.detail), exc.status_code, headers=headers)

@@ -7,7 +7,7 @@ from typing import Any
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 
-from gpucloud.lib.rest.serializers import Query
+from gpucloud.lib.rest.serializers import Body, Query
 
 ERROR = {
     "type": "object",
@@ -22,12 +22,18 @@ ERROR = {
 
 
 class ApiSchema(AutoSchema):
-    """Adds a view's own query parameters to its GET."""
+    """Adds a view's own query parameters to its GET, and says of bodies that they have no other fields."""
 
     def get_override_parameters(self) -> list[Any]:
         """Return the view's query serializer."""
         query_class = getattr(self.view, "query_class", Query)
         return [query_class] if query_class is not Query and self.method == "GET" else []
+
+    def _map_basic_serializer(self, serializer: Any, direction: Any) -> Any:
+        described = super()._map_basic_serializer(serializer, direction)  # type: ignore[no-untyped-call]
+        if isinstance(serializer, Body):
+            described["additionalProperties"] = False
+        return described
 
 
 class OnceGenerator(SchemaGenerator):

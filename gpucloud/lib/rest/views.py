@@ -21,6 +21,7 @@ from rest_framework.views import APIView
 
 from gpucloud.lib.rest.parsing import ApiRequest
 from gpucloud.lib.rest.serializers import Body, Query
+from gpucloud.lib.rest.throttling import count_call
 
 Row = TypeVar("Row")
 M = TypeVar("M", bound=Model)
@@ -43,16 +44,15 @@ class ApiView(APIView):
         )
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        """Refuse who may not, then what is not understood."""
+        """Refuse whoever calls too often, who may not, then what is not understood."""
+        count_call(request)
         super().initial(request, *args, **kwargs)
         checker = self.query_class if request.method in ("GET", "HEAD") else Query
         self.query = _check(checker(data=request.query_params))
 
-    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
-        """Keep the answer out of every cache: it is somebody's own."""
-        response = super().finalize_response(request, response, *args, **kwargs)
-        response.setdefault("Cache-Control", "no-store")
-        return response
+    def get_authenticate_header(self, request: Request) -> str:
+        """Return what a 401 asks for."""
+        return 'Bearer realm="api"'
 
     @property
     def user(self) -> Any:
