@@ -125,6 +125,18 @@ class Keyring:
             verdict = self._judge(secret, entry, self._clock())
         return verdict if isinstance(verdict, Identity) else None
 
+    async def list_dead(self, prefixes: Iterable[str]) -> set[str]:
+        """Return which of these keys, all let in before, are revoked, their users' switched off, or gone.
+
+        Raise `UnableToReadKeys` where that is not known and cannot be read.
+        """
+        dead = set()
+        for prefix in prefixes:
+            entry = self._entries.get(prefix) or await self._join_flight(prefix)
+            if entry is None or entry.refused is not None:
+                dead.add(prefix)
+        return dead
+
     def forget(self, prefixes: Iterable[str]) -> None:
         """Drop what is known of these keys, and what is being read of them."""
         for prefix in prefixes:

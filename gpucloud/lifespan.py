@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 
 from django.conf import settings
 
 from accounts.keyring import Keyring
+from accounts.limiter import MemoryLimitStore
 from cluster.engine.registrar import Registrar
 from cluster.engine.runtime import Runtime, RuntimeSettings
 from cluster.scheduler.core import Settings as SchedulerSettings
@@ -23,7 +25,9 @@ from inference.openai.cors import allow_origins
 from inference.openai.endpoints import Endpoints
 from inference.openai.routing import DataPlane
 from inference.requestlog import RequestLog
+from inference.revocation import RevocationWatch
 from inference.rollcall import RollCall
+from inference.spending import read_spending
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +71,9 @@ class Node:
         self.registrar = Registrar(self.runtime.gateway, self.runtime.broker)
         self.roll_call = RollCall(self.runtime.gateway, self.ledger)
         self.request_log = RequestLog(enabled=settings.REQUEST_LOG)
-        self.completions = Completions(self.runtime.gateway, self.ledger, self.runtime.board)
+        self.limits = MemoryLimitStore()
+        self.completions = Completions(self.runtime.gateway, self.ledger, self.runtime.board, self.limits)
+        self.revocation_watch = RevocationWatch(self.completions, self.keyring, self.runtime.gateway)
         endpoints = Endpoints(
             self.completions,
             max_body_bytes=settings.MAX_BODY_BYTES,
@@ -89,10 +95,13 @@ class Node:
         """Start every part; the ledger first, for it closes what a dead predecessor left open."""
         await asyncio.to_thread(tokens.warm)
         await self.ledger.start()
+        month_tokens, spent = await asyncio.to_thread(read_spending, time.time())
+        self.limits.restore(month_tokens=month_tokens, spent=spent)
         await self.keyring.start()
         await self.runtime.start()
         self.registrar.start()
         self.roll_call.start()
+        self.revocation_watch.start()
         # What lives from here on lives as long as the process: keep the collector off it, and let
         # it run rarely over what requests leave behind. Measured: p99 25 → 16 ms.
         gc.collect()
@@ -117,6 +126,7 @@ class Node:
         if not self.started:
             return
         self.started = False
+        await self.revocation_watch.stop()
         await self.registrar.stop()
         await self.runtime.stop()
         await self.keyring.stop()

@@ -18,16 +18,19 @@ from typing import assert_never, get_args
 import msgspec
 
 from accounts.keyring import Identity
+from accounts.limiter import LimitStore, Refusal, Reservation
 from cluster.domain import TIERS, Generation, Message, Outcome, Task, Tier
 from cluster.engine.board import SnapshotBoard
 from cluster.engine.gateway import Gateway
 from cluster.engine.streams import Note, TokenStream
 from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
 from gpucloud.lib.crashpoint import crashpoint
+from gpucloud.lib.globs import is_match
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
 from inference.ledger import Ledger, Row
 from inference.openai.errors import ApiError, invalid, model_not_found, unavailable
+from inference.openai.ratelimits import refused
 from inference.openai.schemas import AssistantMessage, ChatMessage, ChatRequest, text_of
 from inference.records import Assigned, Noted, Opened, Queued, Retried, Settlement
 
@@ -43,6 +46,10 @@ class Completion(msgspec.Struct, eq=False):
     _gateway: Gateway
     _ledger: Ledger
     _board: SnapshotBoard
+    identity: Identity
+    reservation: Reservation
+    """What it holds of its key's limits."""
+    _live: set[Completion]
     delivered_tokens: int = 0
     """Tokens handed to the socket; what is billed, but for a whole answer whose client left while it was made."""
     settlement: Settlement | None = None
@@ -141,13 +148,20 @@ class Completion(msgspec.Struct, eq=False):
             whole=stream.buffered,
         )
         self._ledger.settle(self.row, self.settlement)
+        served = self.settlement.served
+        used_tokens = self.task.prompt_tokens + self.settlement.billed_tokens if served else 0
+        self.reservation.settle(used_tokens, served=served)
+        self._live.discard(self)
 
 
 class Completions:
     """Admits requests on one node."""
 
-    def __init__(self, gateway: Gateway, ledger: Ledger, board: SnapshotBoard) -> None:
+    def __init__(self, gateway: Gateway, ledger: Ledger, board: SnapshotBoard, limits: LimitStore) -> None:
         self.draining = False
+        self.live: set[Completion] = set()
+        """Admitted requests without an outcome."""
+        self._limits = limits
         self._gateway = gateway
         self._ledger = ledger
         self._board = board
@@ -155,7 +169,7 @@ class Completions:
     async def start(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion:
         """Admit a request and hand it to the cluster, or raise the `ApiError` that says why not."""
         card = MODELS.get(chat.model)
-        if card is None:
+        if card is None or not may_use(identity, chat.model):
             raise model_not_found(chat.model)
         messages = tuple([_read_message(message, index) for index, message in enumerate(chat.messages)])
         if tokens.is_long(messages):
@@ -163,8 +177,27 @@ class Completions:
         else:
             prompt_tokens = tokens.count_chat(chat.model, messages)
         context_tokens = card.gpucloud.context_tokens
-        max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens)
-        # After the last await: from here on a request is either refused or seen by the drain.
+        max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens, identity)
+        reservation = await self._limits.reserve(identity.key_id, identity.limits, prompt_tokens + max_tokens)
+        if isinstance(reservation, Refusal):
+            raise refused(identity.limits, reservation)
+        try:
+            # After the last await: from here on a request is either refused or seen by the drain.
+            return self._admit(chat, identity, messages, prompt_tokens, max_tokens, reservation, request_id)
+        except BaseException:
+            reservation.settle(0, served=False)
+            raise
+
+    def _admit(
+        self,
+        chat: ChatRequest,
+        identity: Identity,
+        messages: tuple[Message, ...],
+        prompt_tokens: int,
+        max_tokens: int,
+        reservation: Reservation,
+        request_id: str,
+    ) -> Completion:
         if self.draining:
             raise unavailable("This server is restarting. Try again in a moment.", "server_draining")
         if not self._ledger.healthy:
@@ -177,6 +210,7 @@ class Completions:
             tier=_decide_tier(chat.service_tier, identity),
             node=self._gateway.node,
             prompt_tokens=prompt_tokens,
+            simulated_only=identity.simulated_only,
             generation=Generation(
                 messages=messages,
                 max_tokens=max_tokens,
@@ -203,7 +237,11 @@ class Completions:
         crashpoint("accept")
         # The row is queued before the task is: whatever happens to the task has a row to happen to.
         stream = self._gateway.submit(task, buffered=not chat.stream)
-        return Completion(task, stream, row, self._gateway, self._ledger, self._board)
+        completion = Completion(
+            task, stream, row, self._gateway, self._ledger, self._board, identity, reservation, self.live
+        )
+        self.live.add(completion)
+        return completion
 
 
 def _tell_all(notes: list[Note], started_s: float) -> tuple[Noted, ...]:
@@ -236,6 +274,11 @@ def _tell(note: Note, started_s: float) -> Noted:
             assert_never(command)
 
 
+def may_use(identity: Identity, model: str) -> bool:
+    """Tell whether a key may ask for a model; to its holder one that it may not does not exist."""
+    return identity.models is None or is_match(model, identity.models)
+
+
 def _decide_tier(asked: str | None, identity: Identity) -> Tier:
     """Return the tier to serve: what was asked for, or the key's own, capped by what the key may use."""
     tier = TIERS[identity.tier if asked is None or asked == "auto" else asked]
@@ -252,11 +295,22 @@ def _read_message(message: ChatMessage, index: int) -> Message:
     return Message(role=_ROLES[type(message)], content=text, name=message.name)
 
 
-def _decide_max_tokens(chat: ChatRequest, prompt_tokens: int, context_tokens: int) -> int:
+def _decide_max_tokens(chat: ChatRequest, prompt_tokens: int, context_tokens: int, identity: Identity) -> int:
+    named = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
     asked = chat.max_completion_tokens if chat.max_completion_tokens is not None else chat.max_tokens
+    cap = identity.max_tokens
+    if cap and asked is not None and asked > cap:
+        raise invalid(
+            f"Invalid '{named}': this key may ask for at most {cap} tokens.",
+            code="integer_above_max_value",
+            param=named,
+        )
     room = context_tokens - prompt_tokens
     if asked is None and room >= 1:
-        return min(DEFAULT_MAX_TOKENS, room)
+        most = min(DEFAULT_MAX_TOKENS, room, cap or room)
+        per_minute = identity.limits.tokens_per_minute
+        # Who does not say gets what fits; a minute's tokens that the prompt alone exceeds are refused as such.
+        return min(most, per_minute - prompt_tokens) if per_minute > prompt_tokens else most
     if room < 1 or (asked or 0) > room:
         wanted = f" and {asked} for the completion" if asked is not None else ""
         raise invalid(

@@ -1,4 +1,7 @@
-"""A client of `/v1` on a bare socket, for tests that must see bytes and may leave at any moment."""
+"""A client of `/v1` on a bare socket, for tests that must see bytes and may leave at any moment.
+
+And, for the other end, a worker that says and does what the test wants.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from typing import Any
 
 from cluster.domain import Generation, Message
 from cluster.simulation.text import natural_text
-from tests.live import LiveServer
+from cluster.worker.agent import Agent
+from tests.fakes import FakeBackend
+from tests.live import WORKER_TOKEN, LiveServer
 
 CHAT = "/v1/chat/completions"
 PROMPT = "Hello"
@@ -131,3 +136,17 @@ async def until(condition: Any, what: str, timeout_s: float = 10.0) -> Any:
             return value
         await asyncio.sleep(0.01)
     raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+@asynccontextmanager
+async def worker(server: LiveServer, *, capacity: int = 1) -> AsyncIterator[FakeBackend]:
+    """A worker in the test's hands."""
+    backend = FakeBackend(capacity=capacity)
+    joined = server.log().count("worker joined: ours")
+    agent = asyncio.create_task(Agent(backend, name="ours", gateway=server.url, token=WORKER_TOKEN).run())
+    try:
+        await until(lambda: server.log().count("worker joined: ours") > joined, "the worker joined")
+        yield backend
+    finally:
+        agent.cancel()
+        await asyncio.gather(agent, return_exceptions=True)

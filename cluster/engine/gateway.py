@@ -180,12 +180,16 @@ class Gateway:
             case _:
                 assert_never(command)
 
+    def fail(self, stream: TokenStream, code: str, message: str) -> None:
+        """End a stream that may not go on and have its work stopped; nothing if it has ended."""
+        if not stream.ended:
+            stream.fail(StreamFailure(Outcome.FAILED, code, message))
+            self._broker.publish_event(events.TaskCancelled(stream.task.id))
+
     def fail_all(self, code: str, message: str) -> None:
         """End every stream that still runs, as a last resort of a shutdown."""
         for stream in list(self.streams.values()):
-            if not stream.ended:
-                stream.fail(StreamFailure(Outcome.FAILED, code, message))
-                self._broker.publish_event(events.TaskCancelled(stream.task.id))
+            self.fail(stream, code, message)
 
     def _on_hello(self, link: WorkerLink, hello: Hello) -> None:
         # One process is one worker, over all its links; two tokens can never share an identity.

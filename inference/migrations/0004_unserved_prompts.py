@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 from django.db import migrations
 from django.db.models import F, Q, Sum
 from django.db.models.functions import TruncHour
@@ -15,7 +17,10 @@ def take_back(apps, schema_editor):
     groups = unserved.order_by().values("hour", "user_id", "key_id", "model", "node").annotate(tokens=Sum("prompt_tokens"))
     for group in groups:
         tokens, key_id = group.pop("tokens"), group.pop("key_id") or 0
-        sums.filter(key_id=key_id, **group).update(prompt_tokens=F("prompt_tokens") - tokens)
+        # A range: on SQLite the ledger's own times have microseconds, and equal no hour of Django's.
+        hour = group.pop("hour")
+        of_hour = sums.filter(hour__gte=hour, hour__lt=hour + timedelta(hours=1))
+        of_hour.filter(key_id=key_id, **group).update(prompt_tokens=F("prompt_tokens") - tokens)
         totals.filter(key_id=key_id, node=group["node"]).update(prompt_tokens=F("prompt_tokens") - tokens)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import msgspec
 
 from accounts.keyring import Identity
+from accounts.limits import UNLIMITED
 from gpucloud.lib.crashpoint import crashpoint
+from gpucloud.lib.globs import is_match
 from gpucloud.lib.groupcommit import UnableToCommit
 from gpucloud.lib.watch import Watch
 from inference.catalog import MODELS, list_models
-from inference.completions import Completion, Completions
+from inference.completions import Completion, Completions, may_use
 from inference.openai.chunks import (
     DONE,
     AnswerMessage,
@@ -29,6 +31,7 @@ from inference.openai.chunks import (
 )
 from inference.openai.errors import ApiError, from_failure, model_not_found, unavailable
 from inference.openai.http import Exchange
+from inference.openai.ratelimits import describe_standing
 from inference.openai.schemas import ChatRequest, parse_chat
 from inference.openai.writers import Writers
 
@@ -58,13 +61,17 @@ class Endpoints:
 
     async def list_models(self, exchange: Exchange, identity: Identity) -> Completion | None:
         """`GET /v1/models`."""
-        await exchange.send_json(self._models)
+        if identity.models is None:
+            await exchange.send_json(self._models)
+        else:
+            mine = [msgspec.Raw(encode(model)) for model in list_models() if is_match(model.id, identity.models)]
+            await exchange.send_json(ModelList(mine))
         return None
 
     async def get_model(self, exchange: Exchange, identity: Identity) -> Completion | None:
         """`GET /v1/models/{id}`."""
         model = exchange.path.removeprefix("/v1/models/")
-        if model not in MODELS:
+        if model not in MODELS or not may_use(identity, model):
             raise model_not_found(model)
         await exchange.send_json(MODELS[model])
         return None
@@ -75,6 +82,8 @@ class Endpoints:
         body = await exchange.read_body(max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
         chat = parse_chat(body)
         completion = await self._completions.start(chat, identity, request_id=exchange.request_id)
+        if identity.limits is not UNLIMITED:
+            exchange.told = describe_standing(identity.limits, completion.reservation.standing)
         watched = self._watch.start(exchange.receive, completion.leave)
         try:
             if chat.stream:

@@ -89,5 +89,6 @@ _STATUS = {
     "service_unavailable": 503,
     "timeout": 504,
     "context_length_exceeded": 400,
+    "invalid_api_key": 401,
 }
-_TYPES = {400: "invalid_request_error", 429: "requests"}
+_TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 429: "requests"}

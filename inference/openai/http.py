@@ -59,6 +59,8 @@ class Exchange(msgspec.Struct, eq=False):
     """When the last piece was handed over that has been taken."""
     content_type: bytes = b""
     content_encoding: bytes = b""
+    told: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers that whatever is answered carries besides its own: where the key stands with its limits."""
     _authorization: bytes | None = None
 
     @property
@@ -133,6 +135,8 @@ class Exchange(msgspec.Struct, eq=False):
             self.status = status
             self.started = True
             head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms)
+            if self.told:
+                head += b"".join([b"%b: %b\r\n" % line for line in self.told])
             if self._server.answer(status, head, body):
                 return
         length = (b"content-length", b"%d" % len(body))
@@ -176,6 +180,7 @@ class Exchange(msgspec.Struct, eq=False):
                     (b"x-request-id", self.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % self.elapsed_ms),
                     (b"x-content-type-options", b"nosniff"),
+                    *self.told,
                     *headers,
                 ],
             }

@@ -9,18 +9,17 @@ import re
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import openai
 import pytest
 
 from cluster.protocol.messages import Assign
-from cluster.worker.agent import Agent
-from tests.client import Call, call, until
+from tests.client import Call, call, until, worker
 from tests.fakes import FakeBackend
-from tests.live import WORKER_TOKEN, LiveServer, live_server, wait_until
+from tests.live import LiveServer, live_server, wait_until
 
 MODEL = "llama-3-8b"
 MAX_WAITING, SHARE = 8, 0.5
@@ -57,20 +56,6 @@ def keys(shared: LiveServer) -> list[str]:
     """Keys of three tenants."""
     others = [shared.manage("createkey", "--user", f"{name}@example.com", "--rpm", "0") for name in ("bob", "carol")]
     return [shared.key, *(key.strip() for key in others)]
-
-
-@asynccontextmanager
-async def worker(server: LiveServer, *, capacity: int = 1) -> AsyncIterator[FakeBackend]:
-    """A worker in the test's hands."""
-    backend = FakeBackend(capacity=capacity)
-    joined = server.log().count("worker joined: ours")
-    agent = asyncio.create_task(Agent(backend, name="ours", gateway=server.url, token=WORKER_TOKEN).run())
-    try:
-        await until(lambda: server.log().count("worker joined: ours") > joined, "the worker joined")
-        yield backend
-    finally:
-        agent.cancel()
-        await asyncio.gather(agent, return_exceptions=True)
 
 
 def open_rows(server: LiveServer) -> list[dict[str, Any]]:

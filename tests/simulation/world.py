@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from accounts.identity import Identity
+from accounts.limiter import MemoryLimitStore
 from cluster import consumers
 from cluster.engine.gateway import Gateway
 from cluster.engine.runtime import Runtime, RuntimeSettings
@@ -288,7 +289,7 @@ class World:
             )
         )
         self.scheduler.world = self  # type: ignore[attr-defined]
-        completions = Completions(self.gateway, self.ledger, self.runtime.board)
+        completions = Completions(self.gateway, self.ledger, self.runtime.board, MemoryLimitStore())
         endpoints = Endpoints(
             completions, max_body_bytes=10_000, body_timeout_s=1.0, early_headers_s=1.0, stuck_s=STUCK_S
         )

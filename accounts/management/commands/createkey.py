@@ -27,6 +27,16 @@ class Command(BaseCommand):
             metavar="N",
             help="requests per minute, 0 for no limit (default: %(default)s)",
         )
+        for option, what in _LIMITS.items():
+            parser.add_argument(option, type=int, default=0, metavar="N", help=f"{what}, 0 for no limit (default: 0)")
+        parser.add_argument(
+            "--model",
+            action="append",
+            default=[],
+            metavar="GLOB",
+            help="models it may use, such as 'llama-*'; may be repeated (default: any)",
+        )
+        parser.add_argument("--test", action="store_true", help="simulated workers only, and no budget: sk-test-…")
         parser.add_argument(
             "--tier",
             choices=TIERS,
@@ -48,6 +58,12 @@ class Command(BaseCommand):
                     tier=options["tier"],
                     highest_tier=options["highest_tier"],
                     requests_per_minute=options["rpm"],
+                    tokens_per_minute=options["tpm"],
+                    concurrent_requests=options["concurrent"],
+                    max_tokens=options["max_tokens"],
+                    monthly_tokens=options["monthly_tokens"],
+                    models=options["model"] or ["*"],
+                    test=options["test"],
                 )
         except ValidationError as error:
             raise CommandError(_explain(error)) from None
@@ -63,6 +79,11 @@ def _explain(error: ValidationError) -> str:
     options = {
         "email": "--user",
         "requests_per_minute": "--rpm",
+        "tokens_per_minute": "--tpm",
+        "concurrent_requests": "--concurrent",
+        "max_tokens": "--max-tokens",
+        "monthly_tokens": "--monthly-tokens",
+        "models": "--model",
         "tier": "--tier",
         "highest_tier": "--highest-tier",
         "name": "--name",
@@ -70,3 +91,11 @@ def _explain(error: ValidationError) -> str:
     return " ".join(
         f"{options.get(field, field)}: {' '.join(messages)}" for field, messages in error.message_dict.items()
     )
+
+
+_LIMITS = {
+    "--tpm": "tokens per minute",
+    "--concurrent": "requests at once",
+    "--max-tokens": "the most that one request may generate",
+    "--monthly-tokens": "billed tokens in a calendar month",
+}

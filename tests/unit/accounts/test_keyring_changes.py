@@ -301,3 +301,26 @@ def test_no_secret_is_in_the_repr_of_anything(database: Database) -> None:
 
     assert SECRET not in repr(database.rows[prefix])
     assert SECRET not in repr(Keyring(pepper=PEPPER).__dict__)
+
+
+async def test_dead_keys_are_told_from_those_that_may_go_on(keyring: Keyring, database: Database) -> None:
+    revoked, inactive, expired, forgotten, fine = (database.add(make_key()) for _ in range(5))
+    database.change(revoked, revoked_at=datetime.fromtimestamp(START_S, UTC))
+    database.change(inactive, user_is_active=False)
+    database.change(expired, expires_at=datetime.fromtimestamp(START_S, UTC))
+    del database.rows[forgotten]
+
+    dead = await keyring.list_dead([revoked, inactive, expired, forgotten, fine])
+
+    assert dead == {revoked, inactive, forgotten}, "one that expired was good when its requests began"
+
+
+async def test_a_key_that_is_not_in_memory_is_read_before_it_is_called_dead(
+    keyring: Keyring, database: Database
+) -> None:
+    prefix = database.add(SECRET)
+    await keyring.resolve(KEY)
+    keyring.forget([prefix])
+
+    assert await keyring.list_dead([prefix]) == set()
+    assert database.reads == [(prefix,), (prefix,)]

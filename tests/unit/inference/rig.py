@@ -8,6 +8,7 @@ import time
 from typing import Any, cast
 
 from accounts.keyring import Identity
+from accounts.limiter import MemoryLimitStore
 from inference.completions import Completion, Completions
 from inference.openai.schemas import parse_chat
 from inference.records import Opened, Settlement
@@ -58,23 +59,31 @@ class Desk:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.ledger = RememberingLedger()
-        self.completions = Completions(rig.gateway, cast("Any", self.ledger), rig.board)
+        self.limits = MemoryLimitStore()
+        self.completions = Completions(rig.gateway, cast("Any", self.ledger), rig.board, self.limits)
 
     async def start(
-        self, id: str = "req_1", *, tier: str = "default", highest_tier: str = "", **body: Any
+        self,
+        id: str = "req_1",
+        *,
+        tier: str = "default",
+        highest_tier: str = "",
+        terms: dict[str, Any] | None = None,
+        **body: Any,
     ) -> Completion:
-        """Admit a request of somebody whose key has these tiers."""
+        """Admit a request of somebody whose key has these tiers and terms."""
         chat = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8} | body
-        identity = Identity(
-            key_id=1,
-            user_id=1,
-            tenant="u:1",
-            tenant_label="Alice",
-            key_label="laptop",
-            prefix="sk",
-            tier=tier,
-            highest_tier=highest_tier or tier,
-        )
+        fields: dict[str, Any] = {
+            "key_id": 1,
+            "user_id": 1,
+            "tenant": "u:1",
+            "tenant_label": "Alice",
+            "key_label": "laptop",
+            "prefix": "sk",
+            "tier": tier,
+            "highest_tier": highest_tier or tier,
+        }
+        identity = Identity(**fields | (terms or {}))
         return await self.completions.start(parse_chat(json.dumps(chat).encode()), identity, request_id=id)
 
     def publish_snapshot(self, version: int) -> None:

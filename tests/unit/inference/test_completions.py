@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from accounts.keyring import Identity
+from accounts.limiter import MemoryLimitStore
 from cluster.engine.board import SnapshotBoard
 from inference import tokens
 from inference.completions import Completions
@@ -15,6 +16,16 @@ from inference.openai.errors import ApiError
 from inference.openai.schemas import parse_chat
 
 CHAT = b'{"model":"llama-3-8b","messages":[{"role":"user","content":"hi"}]}'
+IDENTITY = Identity(
+    key_id=1,
+    user_id=1,
+    tenant="u:1",
+    tenant_label="Alice",
+    key_label="laptop",
+    prefix="sk",
+    tier="default",
+    highest_tier="default",
+)
 
 
 class Untouched:
@@ -29,7 +40,7 @@ class Untouched:
 async def start(completions: Completions) -> ApiError:
     """Return the refusal."""
     with pytest.raises(ApiError) as refused:
-        await completions.start(parse_chat(CHAT), cast("Identity", Untouched()), request_id="req_1")
+        await completions.start(parse_chat(CHAT), IDENTITY, request_id="req_1")
     return refused.value
 
 
@@ -37,7 +48,7 @@ async def start(completions: Completions) -> ApiError:
 async def test_what_changes_while_tokens_are_counted_is_still_heeded(monkeypatch, healthy):
     """The drain waits for the streams there are; one that came after the last look would be cut off."""
     ledger = SimpleNamespace(healthy=True)
-    completions = Completions(cast("Any", Untouched()), cast("Any", ledger), SnapshotBoard())
+    completions = Completions(cast("Any", Untouched()), cast("Any", ledger), SnapshotBoard(), MemoryLimitStore())
 
     async def count(*_: object) -> int:
         completions.draining = healthy
