@@ -7,8 +7,8 @@ from typing import Any
 
 from django.http import HttpResponse
 from django.test import Client
-from rest_framework_simplejwt.tokens import AccessToken
 
+from accounts.logins import start_login
 from accounts.models import User
 
 
@@ -17,7 +17,7 @@ class ApiClient:
 
     def __init__(self, user: User | None = None) -> None:
         self._client = Client(raise_request_exception=False)
-        self.token = "" if user is None else str(AccessToken.for_user(user))
+        self.token = "" if user is None else start_login(user=user).access
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> HttpResponse:
         """Send a request; `path` is below `/api`."""
