@@ -39,7 +39,15 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
     """One worker's socket, from handshake to farewell."""
 
-    def __init__(self, *, gateway: Gateway, authenticate: Authenticate, hello_timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        gateway: Gateway,
+        authenticate: Authenticate,
+        hello_timeout_s: float,
+        max_sockets_per_token: int = 1_000,
+    ) -> None:
+        self._max_sockets_per_token = max_sockets_per_token
         self._gateway = gateway
         self._authenticate = authenticate
         self._hello_timeout_s = hello_timeout_s
@@ -58,8 +66,19 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
         if self._gateway.draining:
             await _answer(send, _ACCEPT, _close(CloseCode.GOING_AWAY))
             return
-        if not await _answer(send, _ACCEPT):
+        open_sockets = self._gateway.open_sockets
+        if open_sockets[credential.token_id] >= self._max_sockets_per_token:
+            await _answer(send, _ACCEPT, _close(CloseCode.TOO_MANY))
             return
+        open_sockets[credential.token_id] += 1
+        try:
+            if await _answer(send, _ACCEPT):
+                await self._serve(credential, receive, send)
+        finally:
+            open_sockets[credential.token_id] -= 1
+
+    async def _serve(self, credential: WorkerCredential, receive: Receive, send: Send) -> None:
+        """Read and write until the link ends."""
         session = GatewaySession(
             allowed_models=credential.models, now=time.monotonic(), hello_timeout_s=self._hello_timeout_s
         )

@@ -117,7 +117,10 @@ def build_router(node: Node) -> Application:
                     route(
                         r"^ws/worker/$",
                         worker_socket(
-                            node.runtime.gateway, node.registrar, hello_timeout_s=node.runtime.settings.hello_timeout_s
+                            node.runtime.gateway,
+                            node.registrar,
+                            hello_timeout_s=node.runtime.settings.hello_timeout_s,
+                            max_sockets_per_token=settings.MAX_SOCKETS_PER_TOKEN,
                         ),
                     ),
                     route(r"^ws/panels/$", own_pages_only(AuthMiddlewareStack(panel_socket(board)))),

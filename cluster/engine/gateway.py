@@ -55,6 +55,8 @@ class Gateway:
         self.streams: dict[str, TokenStream] = {}
         self.links: dict[str, WorkerLink] = {}
         """Live links by link id."""
+        self.open_sockets: Counter[int | None] = Counter()
+        """Workers' sockets that are open, by the token they showed; also those that have not said hello."""
         self.draining = False
         """Whether workers that dial in are turned away."""
         self.dropped: Counter[str] = Counter()
@@ -302,6 +304,8 @@ class Gateway:
         match verdict:
             case Verdict.GAP:
                 self.hang_up(link, CloseCode.BAD_FRAME, "tokens are missing: seq is ahead of what was sent")
+            case Verdict.SURPLUS:
+                self.hang_up(link, CloseCode.BAD_FRAME, "more tokens than max_tokens")
             case Verdict.FOREIGN:
                 self.hang_up(link, CloseCode.NOT_YOURS, "this attempt runs on another worker")
             case _:

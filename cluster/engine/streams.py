@@ -33,6 +33,8 @@ class Verdict(Enum):
     """Of an older attempt, a repetition, or after the end: dropped."""
     GAP = "gap"
     """Tokens of the current attempt are missing: the sender broke the protocol."""
+    SURPLUS = "surplus"
+    """More than were asked for: nobody may be billed for that, so the sender broke the protocol."""
     FOREIGN = "foreign"
     """The current attempt runs on another worker: the sender broke the protocol."""
 
@@ -98,6 +100,8 @@ class TokenStream(msgspec.Struct, eq=False):
             return self._judge_stranger()
         if seq != self.next_seq:
             return Verdict.STRAY if seq < self.next_seq else Verdict.GAP
+        if seq + len(texts) > self.task.generation.max_tokens:
+            return Verdict.SURPLUS
         self.progress_at_s = now = time.monotonic()
         if self.first_token_at_s is None:
             self.first_token_at_s = now
@@ -127,8 +131,9 @@ class TokenStream(msgspec.Struct, eq=False):
             return Verdict.STRAY
         if worker_id != self.worker_id:
             return self._judge_stranger()
-        # A worker's own figure may only add what it held back, never take away what arrived.
-        self.generated_tokens = max(generated_tokens, self.next_seq)
+        # A worker's own figure may only add what it held back: never take away what arrived, nor go
+        # beyond what it was asked for.
+        self.generated_tokens = max(self.next_seq, min(generated_tokens, self.task.generation.max_tokens))
         self.finish_reason = reason
         self._end()
         return Verdict.ACCEPTED

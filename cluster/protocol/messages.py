@@ -55,6 +55,8 @@ class Hello(msgspec.Struct, frozen=True, tag_field="t", tag="hello", omit_defaul
     """Text generators whose output can be continued at a token: `sim-text:1`."""
     simulated: bool = False
     software: Annotated[str, Meta(max_length=128)] = ""
+    upstream: None = None
+    """Reserved, and refused: nobody here dials an address that a worker names."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag_field="t", tag="welcome", omit_defaults=True, kw_only=True):

@@ -41,9 +41,16 @@ class Door:
         return self.credential
 
     @asynccontextmanager
-    async def knock(self, *headers: tuple[bytes, bytes], hello_timeout_s: float = 5.0) -> AsyncIterator[Socket]:
+    async def knock(
+        self, *headers: tuple[bytes, bytes], hello_timeout_s: float = 5.0, max_sockets_per_token: int = 10
+    ) -> AsyncIterator[Socket]:
         """Return a socket whose handshake is under way."""
-        consumer = WorkerConsumer(gateway=self.gateway, authenticate=self.authenticate, hello_timeout_s=hello_timeout_s)
+        consumer = WorkerConsumer(
+            gateway=self.gateway,
+            authenticate=self.authenticate,
+            hello_timeout_s=hello_timeout_s,
+            max_sockets_per_token=max_sockets_per_token,
+        )
         socket = Socket()
         scope = {"type": "websocket", "headers": headers or (BEARER,)}
         served = asyncio.create_task(consumer(scope, socket.inbox.get, socket.outbox.put))
@@ -139,6 +146,22 @@ async def test_while_tokens_cannot_be_checked_a_worker_is_told_to_come_again(doo
 
     async with door.knock() as socket:
         assert await socket.closed() == (CloseCode.TRY_AGAIN, True)
+
+
+async def test_a_token_holds_only_so_many_sockets_open(door: Door):
+    async with door.knock(max_sockets_per_token=2) as first, door.knock(max_sockets_per_token=2) as silent:
+        await first.join()
+        assert (await silent.next())["type"] == "websocket.accept"
+
+        async with door.knock(max_sockets_per_token=2) as third:
+            assert await third.closed() == (CloseCode.TOO_MANY, True)
+
+        door.credential = WorkerCredential(token_id=2, name="rack 2", models=("llama-*",))
+        async with door.knock(max_sockets_per_token=2) as other:
+            await other.join()
+    door.credential = CREDENTIAL
+    async with door.knock(max_sockets_per_token=2) as again:
+        await again.join()
 
 
 async def test_text_is_a_violation(door: Door):

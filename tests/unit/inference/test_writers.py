@@ -66,7 +66,7 @@ async def stage() -> AsyncIterator[Stage]:
     rig = Rig()
     desk = Desk(rig)
     worker = rig.join()
-    stage = Stage(await desk.start(stream=True), desk, worker)
+    stage = Stage(await desk.start(stream=True, max_tokens=8_000), desk, worker)
     stage.writers.add(stage.exchange, stage.completion)
     yield stage
     stage.writers.remove(stage.exchange)

@@ -34,6 +34,27 @@ def is_waiting(stream: TokenStream) -> bool:
     return True
 
 
+async def test_a_worker_gives_no_more_tokens_than_were_asked_for():
+    stream = make_stream()
+    most = stream.task.generation.max_tokens
+
+    assert stream.push("w-1", 1, 0, ["a"] * most) is Verdict.ACCEPTED
+    assert stream.push("w-1", 1, most, ["b"]) is Verdict.SURPLUS
+    assert stream.push("w-1", 1, most, []) is Verdict.ACCEPTED
+    assert stream.take() == ["a"] * most
+
+
+@pytest.mark.parametrize(("claimed", "believed"), [(0, 2), (5, 5), (2**53, 8)])
+async def test_a_workers_own_count_is_believed_within_reason(claimed: int, believed: int):
+    stream = make_stream()
+    stream.push("w-1", 1, 0, ["a", "b"])
+
+    stream.finish("w-1", 1, FinishReason.STOP, claimed)
+
+    assert stream.task.generation.max_tokens == 8
+    assert stream.generated_tokens == believed
+
+
 async def test_tokens_are_taken_in_order_once():
     stream = make_stream()
 
