@@ -43,8 +43,7 @@ def list_dead_token_ids(ids: Collection[int]) -> set[int]:
     """Return which of these tokens were revoked, have expired or are gone: their links must close."""
     if not ids:
         return set()
-    not_expired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    live = WorkerToken.objects.filter(not_expired, pk__in=ids, revoked_at=None).order_by()
+    live = WorkerToken.objects.filter(_not_expired(), pk__in=ids, revoked_at=None).order_by()
     return set(ids).difference(live.values_list("pk", flat=True))
 
 
@@ -53,6 +52,33 @@ def list_worker_tokens() -> QuerySet[WorkerToken]:
     return WorkerToken.objects.all()
 
 
+def search_worker_tokens(*, state: str | None = None) -> QuerySet[WorkerToken]:
+    """Return the tokens that are `live`, `expired` or `revoked`, or all of them, the newest first."""
+    tokens = list_worker_tokens()
+    match state:
+        case "live":
+            return tokens.filter(_not_expired(), revoked_at=None)
+        case "expired":
+            return tokens.filter(~_not_expired(), revoked_at=None)
+        case "revoked":
+            return tokens.exclude(revoked_at=None)
+    return tokens
+
+
+def get_worker_token(*, token_id: int) -> WorkerToken | None:
+    """Return a token if there is one with this id."""
+    return WorkerToken.objects.filter(pk=token_id).first()
+
+
+def get_worker(*, worker_id: str) -> Worker | None:
+    """Return a worker if one with this id was ever seen."""
+    return Worker.objects.filter(pk=worker_id).first()
+
+
 def list_workers() -> QuerySet[Worker]:
     """Return every worker ever seen, the latest first."""
     return Worker.objects.all()
+
+
+def _not_expired() -> Q:
+    return Q(expires_at=None) | Q(expires_at__gt=timezone.now())

@@ -145,6 +145,7 @@ SIMPLE_JWT = {
     "CHECK_REVOKE_TOKEN": True,
     "CHECK_USER_IS_ACTIVE": True,
 }
+TIERS = ("priority", "default", "flex", "batch")
 API_DOCS = env_bool("GPUCLOUD_API_DOCS", True)
 SPECTACULAR_SETTINGS = {
     "TITLE": "gpucloud management API",
@@ -153,6 +154,8 @@ SPECTACULAR_SETTINGS = {
     "SCHEMA_PATH_PREFIX": "/api",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_AUTHENTICATION": [],
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "ENUM_NAME_OVERRIDES": {"Tier": TIERS},
     "DEFAULT_GENERATOR_CLASS": "gpucloud.lib.rest.schema.OnceGenerator",
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
@@ -279,7 +282,6 @@ HEADER_TIMEOUT_S = env_float("GPUCLOUD_HEADER_TIMEOUT_S", 15.0, minimum=0.05)
 BODY_TIMEOUT_S = env_float("GPUCLOUD_BODY_TIMEOUT_S", 15.0)
 MAX_BODY_BYTES = env_int("GPUCLOUD_MAX_BODY_BYTES", 4 * 1024 * 1024, minimum=1024)
 # What people may give keys of their own at the most; a limit of 0 is left to them. Staff may anything.
-TIERS = ("priority", "default", "flex", "batch")
 SELF_SERVICE = {
     "highest_tier": env_choice("GPUCLOUD_SELF_SERVICE_HIGHEST_TIER", TIERS, "default"),
     "requests_per_minute": env_int("GPUCLOUD_SELF_SERVICE_RPM", 600),

@@ -9,12 +9,19 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 
 from accounts.urls import api_patterns as accounts_api
+from cluster.urls import api_patterns as cluster_api
 from gpucloud import views
 from gpucloud.apidocs import api_docs_patterns
 from gpucloud.lib.rest.views import UnknownView
 from inference.selectors import list_key_totals
+from inference.urls import api_patterns as inference_api
 
-api_patterns = [*accounts_api(list_totals=list_key_totals), *api_docs_patterns()]
+api_patterns = [
+    *accounts_api(list_totals=list_key_totals),
+    *inference_api,
+    *cluster_api,
+    *api_docs_patterns(),
+]
 
 urlpatterns = [
     path("", views.home, name="home"),
