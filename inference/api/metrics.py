@@ -25,7 +25,7 @@ class MetricsQuery(HoursQuery):
         return USUAL, LONGEST
 
 
-class Tokens(serializers.Serializer[Any]):
+class TokenCounts(serializers.Serializer[Any]):
     """Billed tokens."""
 
     prompt = serializers.IntegerField()
@@ -48,7 +48,7 @@ class Figures(serializers.Serializer[Any]):
     errors = serializers.IntegerField(  # type: ignore[assignment]
         help_text="Failed, expired and lost ones; a client that leaves is no error."
     )
-    tokens = Tokens()
+    tokens = TokenCounts()
     ttft_ms = Milliseconds(help_text="To the first token, of completed requests.")
 
 

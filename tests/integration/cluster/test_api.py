@@ -239,6 +239,6 @@ def test_api5_worker_tokens_are_for_staff(api: ApiClient, staff: ApiClient) -> N
         assert ApiClient().ask(method, path).status_code == 401
         assert ApiClient().ask(method, path, Authorization=f"Bearer {secret}").status_code == 401
     for method in ("GET", "POST", "TRACE"):
-        refused(staff.ask(method, one), 405, "method_not_allowed")
+        refused(staff.ask(method, f"/worker-tokens/{token.pk}"), 405, "method_not_allowed")
     token.refresh_from_db()
     assert token.revoked_at is None
