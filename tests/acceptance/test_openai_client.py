@@ -122,7 +122,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_in_it(client, as_list):
     # that any English text has.
     stop = " the"
 
-    answer = client.chat.completions.create(**asked, stop=[stop, "\u0000never"] if as_list else stop)
+    answer = client.chat.completions.create(**asked, stop=[stop, "\u0001never"] if as_list else stop)
 
     assert answer.choices[0].finish_reason == "stop"
     assert stop not in answer.choices[0].message.content
