@@ -72,6 +72,8 @@ class LiveServer:
         self.environment = process_environment(
             GPUCLOUD_DATA_DIR=str(folder), GPUCLOUD_WORKER_TOKEN=WORKER_TOKEN, **environment
         )
+        self.program: tuple[str, ...] = (str(ROOT / "manage.py"),)
+        """What runs the management command that serves."""
         self.process: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
         self.key = ""
@@ -106,7 +108,7 @@ class LiveServer:
         """Start a management command that serves on our port, and wait until it is ready."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "manage.py"), *command], env=self.environment, stdout=log, stderr=log
+                [sys.executable, *self.program, *command], env=self.environment, stdout=log, stderr=log, cwd=ROOT
             )
         wait_until(self.is_ready, f"server ready; its log:\n{self.log()}", START_TIMEOUT_S)
 

@@ -12,6 +12,7 @@ import math
 import msgspec
 
 from cluster.engine.streams import StreamFailure
+from gpucloud.lib.logs import redact
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -68,8 +69,13 @@ def retry_headers(retry_after_s: float) -> tuple[tuple[bytes, bytes], ...]:
 
 def model_not_found(model: str) -> ApiError:
     """Return OpenAI's 404 for a model that is not there, or not for this key."""
-    shown = model if len(model) <= 64 else model[:61] + "..."
+    shown = echo(model if len(model) <= 64 else model[:61] + "...")
     return ApiError(404, f"The model `{shown}` does not exist or you do not have access to it.", code="model_not_found")
+
+
+def echo(text: str) -> str:
+    """Return what a client sent as it may be shown to it again: keys do land in wrong places."""
+    return redact(text)
 
 
 def from_failure(failure: StreamFailure) -> ApiError:

@@ -15,7 +15,7 @@ from gpucloud.lib.ids import make_id
 from inference.completions import Completion
 from inference.openai.auth import identify, recognize
 from inference.openai.endpoints import Endpoints
-from inference.openai.errors import ApiError, unavailable
+from inference.openai.errors import ApiError, echo, unavailable
 from inference.openai.http import ClientGone, Exchange, open_exchange
 from inference.requestlog import RequestLine, RequestLog
 
@@ -79,13 +79,13 @@ class DataPlane:
         methods = self._routes.get(exchange.path)
         if methods is None:
             if not exchange.path.startswith("/v1/models/") or exchange.path == "/v1/models/":
-                raise ApiError(404, f"Invalid URL ({exchange.method} {exchange.path[:128]})")
+                raise ApiError(404, f"Invalid URL ({exchange.method} {echo(exchange.path[:128])})")
             methods = self._model_route
         endpoint = methods.get(exchange.method)
         if endpoint is None:
             raise ApiError(
                 405,
-                f"Not allowed to {exchange.method} on {exchange.path[:128]} (HINT: Perhaps you meant to use a "
+                f"Not allowed to {exchange.method} on {echo(exchange.path[:128])} (HINT: Perhaps you meant to use a "
                 "different HTTP method?)",
                 code="method_not_supported",
                 headers=((b"allow", ", ".join(methods).encode()),),
