@@ -61,6 +61,7 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             await _answer(send, _ACCEPT, _close(CloseCode.TRY_AGAIN))
             return
         if credential is None:
+            log.warning("worker refused: peer=%s shows no token that is good here", _peer(scope))
             await _answer(send, _close(CloseCode.NO_TOKEN))
             return
         if self._gateway.draining:
@@ -68,6 +69,7 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             return
         open_sockets = self._gateway.open_sockets
         if open_sockets[credential.token_id] >= self._max_sockets_per_token:
+            log.warning("worker refused: token=%s has too many sockets", credential.token_id or credential.name)
             await _answer(send, _ACCEPT, _close(CloseCode.TOO_MANY))
             return
         open_sockets[credential.token_id] += 1
@@ -83,6 +85,7 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             allowed_models=credential.models, now=time.monotonic(), hello_timeout_s=self._hello_timeout_s
         )
         link = WorkerLink("lnk_" + secrets.token_hex(8), session, token_id=credential.token_id)
+        log.info("worker let in: link=%s token=%s (%s)", link.id, credential.token_id or "-", credential.name)
         writer = asyncio.create_task(self._write(link, send), name=f"write {link.id}")
         hello_timer = asyncio.get_running_loop().call_later(self._hello_timeout_s, self._miss_hello, link)
         reason = "link dropped"
@@ -165,6 +168,11 @@ async def _answer(send: Send, *messages: dict[str, Any]) -> bool:
         log.info("a worker left before its handshake was answered: %s", type(error).__name__)
         return False
     return True
+
+
+def _peer(scope: dict[str, Any]) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 def _close(code: CloseCode) -> dict[str, Any]:
