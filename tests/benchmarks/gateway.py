@@ -7,7 +7,7 @@ bytes. CPU time is what their process used, all threads, user and system, read f
 is far steadier than requests per second on a shared machine. The two are measured in turn, A/B/A/B,
 and the median of the ratios is printed. Requests per second stand beside it for colour.
 
-What is in the full path: API key, parsing, limits of the body, token count, scheduler, a worker
+What is in the full path: API key, all limits of the key, parsing, limits of the body, token count, scheduler, a worker
 process over WebSocket at `--speed 0`, the ledger with its fsync, the log line.
 """
 
@@ -32,6 +32,8 @@ MODEL = "llama-3-8b"
 TOKENS_WHOLE = 16
 TOKENS_STREAMED = 100
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+LIMITS = ("--rpm", "1000000", "--tpm", "1000000000", "--concurrent", "100000", "--monthly-tokens", "1000000000000")
+"""All that a key can have, and none in the way."""
 
 
 def cpu_s(pid: int) -> float:
@@ -243,6 +245,7 @@ def main() -> None:
         folder = Path(name)
         live = LiveServer(folder)
         live.prepare()
+        live.key = live.manage("createkey", "--user", "alice@example.com", *LIMITS).strip()
         live.start()
         bare = None
         try:
