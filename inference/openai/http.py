@@ -59,8 +59,8 @@ class Exchange(msgspec.Struct, eq=False):
     """When the last piece was handed over that has been taken."""
     content_type: bytes = b""
     content_encoding: bytes = b""
-    told: tuple[tuple[bytes, bytes], ...] = ()
-    """Headers that whatever is answered carries besides its own: where the key stands with its limits."""
+    told: bytes = b""
+    """Header lines that whatever is answered carries besides its own: where the key stands with its limits."""
     _authorization: bytes | None = None
 
     @property
@@ -134,9 +134,7 @@ class Exchange(msgspec.Struct, eq=False):
         if self._server is not None and not headers:
             self.status = status
             self.started = True
-            head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms)
-            if self.told:
-                head += b"".join([b"%b: %b\r\n" % line for line in self.told])
+            head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms) + self.told
             if self._server.answer(status, head, body):
                 return
         length = (b"content-length", b"%d" % len(body))
@@ -180,7 +178,7 @@ class Exchange(msgspec.Struct, eq=False):
                     (b"x-request-id", self.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % self.elapsed_ms),
                     (b"x-content-type-options", b"nosniff"),
-                    *self.told,
+                    *split_lines(self.told),
                     *headers,
                 ],
             }
@@ -193,6 +191,11 @@ def open_exchange(scope: Scope, receive: Receive, send: Send, request_id: str) -
     if not hasattr(server, "take_body"):
         server = None
     return Exchange(request_id, scope["method"], scope["path"], scope["headers"], receive, send, server)
+
+
+def split_lines(lines: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Return header lines as ASGI wants them: pairs of name and value."""
+    return tuple([(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())])
 
 
 def _part(message: Message) -> bytes:

@@ -5,33 +5,26 @@ Pure. Times are written as OpenAI does, by Go's rules: `20ms`, `8.64s`, `6m0s`.
 
 from __future__ import annotations
 
-from accounts.limits import Limit, Limits, Refusal, Standing
+from accounts.limits import MINUTE_S, Limit, Limits, Refusal, Standing
 from inference.openai.errors import ApiError, retry_headers
+from inference.openai.http import split_lines
 
-HeaderLines = tuple[tuple[bytes, bytes], ...]
 
-
-def describe_standing(limits: Limits, standing: Standing) -> HeaderLines:
-    """Return the headers of those limits that a key has."""
-    lines: HeaderLines = ()
+def describe_standing(limits: Limits, standing: Standing) -> bytes:
+    """Return the header lines of those limits that a key has, each with its CR LF."""
+    lines = b""
     if limits.requests_per_minute:
-        lines = (
-            (b"x-ratelimit-limit-requests", b"%d" % limits.requests_per_minute),
-            (b"x-ratelimit-remaining-requests", b"%d" % standing.remaining_requests),
-            (b"x-ratelimit-reset-requests", format_span(standing.reset_requests_s)),
-        )
+        reset = format_span(standing.reset_requests_s)
+        lines = _REQUESTS % (limits.requests_per_minute, standing.remaining_requests, reset)
     if limits.tokens_per_minute:
-        lines += (
-            (b"x-ratelimit-limit-tokens", b"%d" % limits.tokens_per_minute),
-            (b"x-ratelimit-remaining-tokens", b"%d" % standing.remaining_tokens),
-            (b"x-ratelimit-reset-tokens", format_span(standing.reset_tokens_s)),
-        )
+        reset = format_span(standing.reset_tokens_s)
+        lines += _TOKENS % (limits.tokens_per_minute, standing.remaining_tokens, reset)
     return lines
 
 
 def refused(limits: Limits, refusal: Refusal) -> ApiError:
     """Return the 429 for a request that does not fit, with all that helps a client to come again in time."""
-    headers = describe_standing(limits, refusal.standing)
+    headers = split_lines(describe_standing(limits, refusal.standing))
     if refusal.retry_after_s is None:
         headers += ((b"x-should-retry", b"false"),)
     else:
@@ -45,6 +38,8 @@ def refused(limits: Limits, refusal: Refusal) -> ApiError:
 
 def format_span(span_s: float) -> bytes:
     """Return a duration as Go writes it, to the millisecond."""
+    if span_s == MINUTE_S:
+        return b"1m0s"  # of every request that was just admitted
     millis = max(0, round(span_s * 1000))
     if millis < 1000:
         return b"%dms" % millis
@@ -82,3 +77,9 @@ def _explain(refusal: Refusal) -> str:
                 f"What is left of this key's token budget is held by requests that are running: budget {allowed}, "
                 f"used and held {used}, requested {asked}. {again}"
             )
+
+
+_REQUESTS = (
+    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
+)
+_TOKENS = b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
