@@ -6,12 +6,16 @@ import json
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import hypothesis
 import openai
 import pytest
+import schemathesis
 
-from tests.live import LiveServer, wait_until
+from tests.apifuzz import QUICK, fuzz
+from tests.live import LiveServer, live_server, wait_until
 
 PASSWORD = "a staple for a battery, correct"
 
@@ -162,3 +166,34 @@ def test_the_pages_of_a_list_are_linked_under_the_name_that_was_asked(live: Live
 
     assert first["next"].startswith(f"{live.url}/api/keys?")
     assert [page["results"][0]["name"] for page in (first, second)] == ["b", "a"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("staff", [False, True])
+def test_the_schema_holds_over_a_long_questioning(tmp_path: Path, staff: bool) -> None:
+    rates = {f"GPUCLOUD_API_CALLS_PER_{who}": "1000000/m" for who in ("IP", "USER")}
+    with live_server(tmp_path, **rates, GPUCLOUD_LOGINS_PER_IP="1000/m") as server:
+        server.start_worker("--speed", "0", "--model", "llama-3-8b")
+        ivan = Person(server)
+        ivan.log_in("ivan@example.com")
+        if staff:
+            server.execute("UPDATE accounts_user SET is_staff = 1 WHERE email = 'ivan@example.com'")
+        _, key = ivan.ask("POST", "/keys")
+        known = {
+            "key_id": key["id"],
+            "request_id": chat(server, key["key"]),
+            "worker_id": ivan.ask("GET", "/monitoring/workers")[1]["results"][0]["id"],
+            "token_id": 1,
+        }
+        schema = schemathesis.openapi.from_url(f"{server.url}/api/schema")
+
+        def token() -> str:
+            _, tokens = ivan.ask("POST", "/auth/login", {"email": "ivan@example.com", "password": PASSWORD})
+            return str(tokens["access"])
+
+        asked = fuzz(schema, token, known, budget=hypothesis.settings(QUICK, max_examples=100))
+
+        assert asked > 5_000
+        assert server.is_ready()
+        assert "Traceback" not in server.log()
