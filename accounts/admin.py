@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin as BaseGroupAdmin
 from django.contrib.auth.admin import UserAdmin as BaseUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm, UserChangeForm
+from django.contrib.auth.models import Group
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest
@@ -64,6 +66,14 @@ class UserAdmin(AuditedByServices, BaseUserAdmin):  # type: ignore[type-arg]
         """Store the user by the service, so that keys of a switched-off one stop at once."""
         services.save_user(user=obj, actor=actor_in(request))
 
+    def save_related(self, request: HttpRequest, form: ModelForm[User], formsets: Any, change: bool) -> None:
+        """Store groups and permissions, and put on record which they were and are."""
+        before = _list_rights(form.instance)
+        super().save_related(request, form, formsets, change)
+        after = _list_rights(form.instance)
+        if changes := {name: (before[name], after[name]) for name in after if before[name] != after[name]}:
+            record(actor=actor_in(request), row=form.instance, did="Changed:", changes=changes)
+
     def log_change(self, request: HttpRequest, obj: User, message: Any) -> Any:
         """Put a new password on record; the form for it passes no service."""
         if request.resolver_match and request.resolver_match.url_name == "auth_user_password_change":
@@ -82,6 +92,23 @@ class UserAdmin(AuditedByServices, BaseUserAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         """Users are switched off, never deleted: the ledger refers to them."""
         return False
+
+
+admin.site.unregister(Group)
+
+
+@admin.register(Group)
+class GroupAdmin(BaseGroupAdmin):
+    """Rights by the bundle: for superusers, as others could put rights of their own into one."""
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.is_superuser)
+
+    def has_view_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return bool(request.user.is_superuser)
+
+    has_add_permission = has_module_permission
+    has_change_permission = has_delete_permission = has_view_permission
 
 
 @admin.register(ApiKey)
@@ -156,6 +183,12 @@ class ApiKeyAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         """Keys are revoked, never deleted: the ledger refers to them."""
         return False
+
+
+def _list_rights(user: User) -> dict[str, str]:
+    groups = user.groups.values_list("name", flat=True)
+    permissions = user.user_permissions.order_by("codename").values_list("codename", flat=True)
+    return {"groups": ", ".join(groups) or "none", "permissions": ", ".join(permissions) or "none"}
 
 
 def _revoke(key: ApiKey, actor: Actor) -> bool:

@@ -49,6 +49,7 @@ def check_password(*, email: str, password: str, ip: str) -> User:
     if not isinstance(user, User):
         logger.warning("audit failed login account=%s ip=%s", account[:12], ip)
         raise UnableToLogIn
+    logger.info("audit login user=%s ip=%s", user.pk, ip)
     forgive("login-ip", network, settings.LOGIN_FAILURES_PER_IP)
     forgive("login-account", account, settings.LOGIN_FAILURES_PER_ACCOUNT)
     return user

@@ -11,7 +11,6 @@ It is the last line of defence. The first is not to log such things. Standard li
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import traceback
@@ -70,11 +69,6 @@ def redact(text: str) -> str:
 def escape(text: str) -> str:
     """Return the text with control, bidirectional and unpaired characters spelled out."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def pseudonym(text: str, key: str) -> str:
-    """Return a name for somebody that lines can be matched by, and that tells nobody who it is."""
-    return hmac.digest(key.encode(), text.encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
 
 
 def describe_exception(error: BaseException | None, *, words: bool) -> str:

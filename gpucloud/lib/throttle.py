@@ -10,12 +10,15 @@ all seen; one that turns out to be good is taken back by `forgive`. Counters are
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from django_ratelimit.core import get_usage
 
 PHASES = ("a", "b")
+
+logger = logging.getLogger("gpucloud.audit")
 
 
 class TooManyAttempts(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Group, Permission
 from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils import timezone
@@ -180,6 +180,33 @@ def test_asvs_8_2_3_no_superuser_is_made_in_the_admin(client: Client, charlie: U
     bob.refresh_from_db()
     assert bob.is_staff
     assert not bob.is_superuser
+
+
+def test_rights_that_are_given_are_on_record(client: Client, charlie: User) -> None:
+    bob = make_user("bob", is_staff=True)
+    helpers = Group.objects.create(name="helpers")
+    may = Permission.objects.get(codename="view_apikey")
+    client.force_login(charlie)
+
+    client.post(
+        reverse("admin:accounts_user_change", args=[bob.pk]),
+        {"email": bob.email, "is_active": "on", "is_staff": "on", "groups": [helpers.pk], "user_permissions": [may.pk]},
+    )
+
+    assert bob.groups.get() == helpers
+    ((author, _, row, said),) = entries()
+    assert (author, row) == (charlie.pk, str(bob.pk))
+    assert said == "Changed: groups: none → helpers; permissions: none → view_apikey"
+
+
+def test_groups_are_for_superusers(client: Client) -> None:
+    dora = make_user("dora", is_staff=True)
+    dora.user_permissions.add(*Permission.objects.filter(content_type__model="group"))
+    group = Group.objects.create(name="helpers")
+    client.force_login(dora)
+
+    for url in (reverse("admin:auth_group_changelist"), reverse("admin:auth_group_change", args=[group.pk])):
+        assert client.get(url).status_code == 403
 
 
 def test_asvs_8_2_3_who_may_change_users_gets_no_further_by_that(client: Client, charlie: User) -> None:
