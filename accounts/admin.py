@@ -20,9 +20,12 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 
 from accounts import services
+from accounts.forms import AdminLoginForm
 from accounts.models import ApiKey, User
 from gpucloud.lib.admin import AuditedByServices, RevokedFilter, act_on_each, actor_in
 from gpucloud.lib.audit import Actor, record
+
+admin.site.login_form = AdminLoginForm
 
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 """What of a user says what else it may do."""

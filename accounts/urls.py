@@ -7,11 +7,13 @@ from django.urls import URLPattern, path
 
 from accounts import api
 from accounts.key_api import KeyRotationView, KeysView, KeyView, ListTotals
-from accounts.views import LoginView
+from accounts.views import LoginView, PasswordView, RegisterView
 
 urlpatterns = [
     path("login/", LoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),
+    path("register/", RegisterView.as_view(), name="register"),
+    path("password/", PasswordView.as_view(), name="password"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What every answer of Django's says to browsers, and how htmx learns that a login is due.
+"""What every answer of Django's says to browsers, how htmx learns that a login is due, and what too many are told.
 
 Functions of Django's own kind, sync and async. `/v1` and the probes are outside: see
 `inference.openai.http` and `gpucloud.probes`.
@@ -14,8 +14,10 @@ from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import resolve_url
+from django.shortcuts import render, resolve_url
 from django.utils.decorators import sync_and_async_middleware
+
+from gpucloud.lib.throttle import TooManyAttempts
 
 Finish = Callable[[HttpRequest, HttpResponseBase], HttpResponseBase]
 
@@ -40,6 +42,15 @@ def lead_htmx_to_login(get_response: Callable[[HttpRequest], Any]) -> Callable[[
     return _finishing(get_response, _lead_htmx_to_login)
 
 
+@sync_and_async_middleware
+def answer_too_many(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+    """Turn `TooManyAttempts`, wherever a page or a form of the admin raises it, into a 429."""
+    middleware: Any = _finishing(get_response, lambda request, response: response)
+    middleware.process_exception = _answer_too_many
+    passed: Callable[[HttpRequest], Any] = middleware
+    return passed
+
+
 def login_for_htmx(request: HttpRequest, *, status: int = 401) -> HttpResponse:
     """Return what makes htmx load the login, and come back to the page that it is on."""
     page = urlsplit(request.headers.get("HX-Current-URL", ""))
@@ -62,6 +73,14 @@ def _lead_htmx_to_login(request: HttpRequest, response: HttpResponseBase) -> Htt
     leads_to_login = urlsplit(response.get("Location", "")).path == resolve_url(settings.LOGIN_URL)
     if response.status_code == 401 or (response.status_code == 302 and leads_to_login):
         return login_for_htmx(request)
+    return response
+
+
+def _answer_too_many(request: HttpRequest, exception: Exception) -> HttpResponse | None:
+    if not isinstance(exception, TooManyAttempts):
+        return None
+    response = render(request, "429.html", {"wait_s": exception.wait_s}, status=429)
+    response["Retry-After"] = str(exception.wait_s)
     return response
 
 

@@ -80,6 +80,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "gpucloud.middleware.lead_htmx_to_login",
+    "gpucloud.middleware.answer_too_many",
 ]
 
 ROOT_URLCONF = "gpucloud.urls"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.urls import include, path, re_path
+from django.views.generic import RedirectView
 
 from accounts.urls import api_patterns as accounts_api
 from cluster.urls import api_patterns as cluster_api
@@ -30,6 +31,8 @@ urlpatterns = [
     path("docs/<path:name>/", views.doc, name="doc"),
     path("api/", include(api_patterns)),
     re_path(r"^api(?:/|$)", UnknownView.as_view()),
+    # One form for passwords, which counts attempts and puts the change on record.
+    path("admin/password_change/", RedirectView.as_view(pattern_name="password")),
     path("admin/", admin.site.urls),
 ]
 

@@ -30,17 +30,20 @@ class TooManyAttempts(Exception):
 
 
 def count(limit: str, value: str, rates: Sequence[str]) -> None:
-    """Count an attempt of `value` (an address, an account) against each of `rates` (`10/m`), or refuse it."""
-    waits_s = [
-        used["time_left"]
-        for rate in rates
-        for phase in PHASES
-        if (used := _usage(limit, value + phase, rate, increment=True))
-        and used["count"] - _count_good(limit, value + phase, rate) > used["limit"]
-    ]
-    if waits_s:
-        # A window that is ending has 0 or -1 s left.
-        raise TooManyAttempts(max(1, *waits_s))
+    """Count an attempt of `value` (an address, an account) against each of `rates` (`10/m`), or refuse it.
+
+    What one rate refuses is not counted against those after it.
+    """
+    for rate in rates:
+        waits_s = [
+            used["time_left"]
+            for phase in PHASES
+            if (used := _usage(limit, value + phase, rate, increment=True))
+            and used["count"] - _count_good(limit, value + phase, rate) > used["limit"]
+        ]
+        if waits_s:
+            # A window that is ending has 0 or -1 s left.
+            raise TooManyAttempts(max(1, *waits_s))
 
 
 def forgive(limit: str, value: str, rates: Sequence[str]) -> None:
