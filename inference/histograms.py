@@ -39,9 +39,7 @@ class Bars(msgspec.Struct, omit_defaults=True, kw_only=True):
     def add(self, other: Bars) -> None:
         """Count all requests that `other` has counted."""
         for metric in METRICS:
-            histogram = getattr(self, metric)
-            for bucket, count in getattr(other, metric).items():
-                histogram[bucket] = histogram.get(bucket, 0) + count
+            merge(getattr(self, metric), getattr(other, metric))
 
     def encode(self) -> str:
         """Return the bars as JSON."""
@@ -51,6 +49,17 @@ class Bars(msgspec.Struct, omit_defaults=True, kw_only=True):
     def decode(cls, text: str) -> Bars:
         """Return what `encode` has put down."""
         return _DECODER.decode(text)
+
+
+def merge(histogram: Histogram, other: Histogram) -> None:
+    """Count in `histogram` all that `other` has counted."""
+    for bucket, count in other.items():
+        histogram[bucket] = histogram.get(bucket, 0) + count
+
+
+def decode_ttft(text: str) -> Histogram:
+    """Return the one histogram of encoded bars that charts ask for, in a quarter of the time of all three."""
+    return _TTFT_DECODER.decode(text).ttft
 
 
 def bucket_of(ms: float) -> int:
@@ -83,4 +92,9 @@ def percentile(buckets: Mapping[int, int], q: float) -> float | None:
     raise AssertionError("the ranks of a histogram end at its total")
 
 
+class _Ttft(msgspec.Struct):
+    ttft: Histogram = {}
+
+
+_TTFT_DECODER = msgspec.json.Decoder(_Ttft)
 _DECODER = msgspec.json.Decoder(Bars)

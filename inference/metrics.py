@@ -11,7 +11,7 @@ from datetime import datetime
 import msgspec
 
 from inference import selectors
-from inference.histograms import Bars
+from inference.histograms import Histogram, merge
 from inference.selectors import Percentiles, Usage
 
 
@@ -38,12 +38,12 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 def get_metrics(*, since: datetime, until: datetime, user_id: int | None = None) -> Metrics:
     """Return how the requests of a user, or of everybody, went in the hours from `since` to before `until`."""
-    total = Bars()
-    by_model: dict[str, Bars] = defaultdict(Bars)
-    by_hour: dict[datetime, Bars] = defaultdict(Bars)
-    for hour, model, bars in selectors.iter_bars(since=since, until=until, user_id=user_id):
-        for sum_ in (total, by_model[model], by_hour[hour]):
-            sum_.add(bars)
+    total: Histogram = {}
+    by_model: dict[str, Histogram] = defaultdict(dict)
+    by_hour: dict[datetime, Histogram] = defaultdict(dict)
+    for (hour, model), ttft in selectors.list_ttfts(since=since, until=until, user_id=user_id).items():
+        for histogram in (total, by_model[model], by_hour[hour]):
+            merge(histogram, ttft)
     models = selectors.list_usage_by_model(since=since, until=until, user_id=user_id)
     hours = selectors.list_usage_by_hour(since=since, until=until, user_id=user_id)
     return Metrics(
@@ -53,11 +53,11 @@ def get_metrics(*, since: datetime, until: datetime, user_id: int | None = None)
     )
 
 
-def _metric(usage: Usage, bars: Bars) -> Metric:
+def _metric(usage: Usage, ttft: Histogram) -> Metric:
     return Metric(
         requests=usage.requests,
         errors=usage.failed + usage.expired + usage.lost,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        ttft_ms=selectors.percentiles_of(bars.ttft),
+        ttft_ms=selectors.percentiles_of(ttft),
     )

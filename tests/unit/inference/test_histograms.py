@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.histograms import FLOOR_MS, LAST, Bars, bucket_of, middle_ms, percentile
+from inference.histograms import FLOOR_MS, LAST, Bars, bucket_of, decode_ttft, middle_ms, percentile
 
 durations = st.floats(min_value=FLOOR_MS, max_value=50_000_000)
 
@@ -59,3 +59,12 @@ def test_bars_add_up_and_survive_being_stored() -> None:
 
 def test_bars_of_nothing_are_short() -> None:
     assert Bars().encode() == "{}"
+
+
+def test_the_times_to_the_first_token_can_be_read_alone():
+    bars = Bars()
+    bars.count(1.0, 20.0, 300.0)
+    bars.count(1.0, None, 300.0)
+
+    assert decode_ttft(bars.encode()) == bars.ttft
+    assert decode_ttft(Bars().encode()) == {}
