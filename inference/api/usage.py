@@ -11,6 +11,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse, extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import PermissionDenied
+from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 
 from gpucloud.lib.rest.serializers import PageQuery
@@ -112,6 +113,11 @@ class UsageView(WhoseView):
     """What was used."""
 
     query_class = UsageQuery
+
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> tuple[BaseRenderer, str]:
+        """Answer in the form that `format` names, whatever is accepted: spreadsheets ask for `text/csv` only."""
+        renderer = JSONRenderer()
+        return renderer, renderer.media_type
 
     @extend_schema(
         operation_id="list_usage",

@@ -192,8 +192,8 @@ def test_the_schema_holds_over_a_long_questioning(tmp_path: Path, staff: bool) -
             _, tokens = ivan.ask("POST", "/auth/login", {"email": "ivan@example.com", "password": PASSWORD})
             return str(tokens["access"])
 
-        asked = fuzz(schema, token, known, budget=hypothesis.settings(QUICK, max_examples=100))
+        asked = fuzz(schema, token, known, budget=hypothesis.settings(QUICK, max_examples=50))
 
-        assert asked > 5_000
+        assert asked > 3_000
         assert server.is_ready()
         assert "Traceback" not in server.log()

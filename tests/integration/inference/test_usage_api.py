@@ -148,6 +148,11 @@ def test_api4_a_question_that_cannot_be_meant_is_refused_by_name(
     assert set(refused(api.get("/usage", **query), 400, "invalid")["fields"]) == {field}
 
 
+def test_a_spreadsheet_that_accepts_csv_only_is_told_what_is_wrong_all_the_same(api: ApiClient) -> None:
+    assert api.ask("GET", "/usage", Accept="text/csv").status_code == 200
+    refused(api.ask("GET", "/usage?format=xlsx", Accept="text/csv"), 400, "invalid")
+
+
 def test_usage_is_read_only_and_not_for_everybody(api: ApiClient) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "TRACE"):
         refused(api.ask(method, "/usage"), 405, "method_not_allowed")
