@@ -17,6 +17,8 @@ from typing import Any
 from django_ratelimit.core import get_usage
 
 PHASES = ("a", "b")
+LOGGED_CHARS = 43
+"""As much as a network has; an account is a hash, of which a part does."""
 
 logger = logging.getLogger("gpucloud.audit")
 
@@ -35,12 +37,16 @@ def count(limit: str, value: str, rates: Sequence[str]) -> None:
     What one rate refuses is not counted against those after it.
     """
     for rate in rates:
-        waits_s = [
-            used["time_left"]
-            for phase in PHASES
-            if (used := _usage(limit, value + phase, rate, increment=True))
-            and used["count"] - _count_good(limit, value + phase, rate) > used["limit"]
-        ]
+        waits_s: list[int] = []
+        for phase in PHASES:
+            used = _usage(limit, value + phase, rate, increment=True)
+            if used is None:
+                continue
+            over = used["count"] - _count_good(limit, value + phase, rate) - used["limit"]
+            if over > 0:
+                waits_s.append(used["time_left"])
+            if over == 1:  # of a flood, the log gets a line or two
+                logger.warning("audit throttled %s of %s at %s", limit, value[:LOGGED_CHARS], rate)
         if waits_s:
             # A window that is ending has 0 or -1 s left.
             raise TooManyAttempts(max(1, *waits_s))

@@ -113,3 +113,11 @@ def test_hundreds_of_others_do_not_make_it_forget():
         count("test", f"other-{number}", ["3/m"])
 
     assert attempts(1) == 0
+
+
+def test_the_log_says_once_or_twice_that_somebody_is_throttled(caplog):
+    attempts(100)
+
+    lines = [record.getMessage() for record in caplog.records]
+    assert set(lines) == {"audit throttled test of x at 3/m"}
+    assert len(lines) <= 2
