@@ -1,11 +1,11 @@
-"""A live site for browser tests: Django and the panel socket on a real port, and a board to publish to."""
+"""For browser tests: a live site, a board to publish to, and a tab that complains."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 from django.urls import path
+from playwright.async_api import Browser, Page
 
 from cluster.domain import ClusterSnapshot
 from cluster.engine.board import SnapshotBoard
@@ -102,3 +103,22 @@ def live_site(transactional_db: None) -> Iterator[LiveSite]:
     site.start()
     yield site
     site.stop()
+
+
+@pytest.fixture
+async def page(chromium: Browser, live_site: LiveSite) -> AsyncIterator[Page]:
+    """A tab that fails the test when the console complains or another origin is asked."""
+    complaints: list[str] = []
+    context = await chromium.new_context(viewport={"width": 1280, "height": 800})
+    tab = await context.new_page()
+    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on(
+        "request", lambda sent: None if sent.url.startswith(live_site.url) else complaints.append(f"asked {sent.url}")
+    )
+    await context.add_init_script(
+        "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
+    )
+    yield tab
+    await context.close()
+    assert complaints == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from playwright.async_api import Browser, Page, expect
 
@@ -12,25 +10,6 @@ from tests.acceptance.conftest import LiveSite
 from tests.integration.pages.snapshots import snapshot, waiting, worker
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture
-async def page(chromium: Browser, live_site: LiveSite) -> AsyncIterator[Page]:
-    """A tab that fails the test when the console complains or another origin is asked."""
-    complaints: list[str] = []
-    context = await chromium.new_context(viewport={"width": 1280, "height": 800})
-    tab = await context.new_page()
-    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on(
-        "request", lambda sent: None if sent.url.startswith(live_site.url) else complaints.append(f"asked {sent.url}")
-    )
-    await context.add_init_script(
-        "addEventListener('securitypolicyviolation', e => console.error('CSP', e.violatedDirective, e.blockedURI))"
-    )
-    yield tab
-    await context.close()
-    assert complaints == []
 
 
 async def log_in(page: Page, site: LiveSite) -> None:
