@@ -98,7 +98,10 @@ def _indent(text: str) -> str:
 
 
 # `accounts.apikey=7` is how the audit names a row.
-_NAME = r"(?<!\baccounts\.)[\w-]*(?:passwo?r?d|secret|token|api[_-]?key|session(?:id|_key)|authorization|pepper)"
+_NAME = (
+    r"(?<!\baccounts\.)(?<!\bcluster\.)[\w-]*"
+    r"(?:passwo?r?d|secret|token|api[_-]?key|session(?:id|_key)|authorization|pepper)"
+)
 _SECRETS = (
     # Ours, and whatever is shaped like them: the public prefix stays.
     (re.compile(r"\b((?:sk-test|sk(?!-test)|wk)-[\w-]{0,8})[\w-]{12,}"), r"\1…"),

@@ -77,6 +77,7 @@ def test_what_is_called_a_secret_is_taken_out(text: str) -> None:
         "prompt_tokens=12 completion_tokens: 5 tokens_per_minute: 0 → 100",
         "Rotated; the secret before works until 2026-11-24 10:00 UTC.",
         "audit actor=3 accounts.apikey=7 did='Changed: name: a → b'",
+        "audit actor='command line' cluster.workertoken=1 did='Created.'",
         "worker joined: disk-node-with-a-rather-long-name link=lnk_0123456789abcdef gpu=H100×8",
         "request req_0123456789abcdef failed",
     ],
