@@ -22,6 +22,14 @@ SITE = """
 /logout/                                  POST       302      302 302 302    302 302 302    302
 /logout/                                  OPTIONS    200      200 200 200    200 200 200    200
 /logout/                                  *          405      405 405 405    405 405 405    405
+/register/                                *          200      302 302 302    200 200 200    200
+/register/                                PATCH      405      302 302 302    405 405 405    405
+/register/                                DELETE     405      302 302 302    405 405 405    405
+/register/                                TRACE      405      302 302 302    405 405 405    405
+/password/                                *          302      200 200 200    302 302 302    302
+/password/                                PATCH      302      405 405 405    302 302 302    302
+/password/                                DELETE     302      405 405 405    302 302 302    302
+/password/                                TRACE      302      405 405 405    302 302 302    302
 /docs/                                    GET HEAD   200      200 200 200    200 200 200    200
 /docs/                                    *          405      405 405 405    405 405 405    405
 /docs/<path:name>/                        GET HEAD   200      200 200 200    200 200 200    200
@@ -113,7 +121,7 @@ ADMIN_SITE = {
     "/admin/": "200",
     "/admin/login/": "open",
     "/admin/logout/": "405",
-    "/admin/password_change/": "200",
+    "/admin/password_change/": "302",
     "/admin/password_change/done/": "200",
     "/admin/autocomplete/": "403",
     "/admin/jsi18n/": "200",
