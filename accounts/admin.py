@@ -132,6 +132,7 @@ class ApiKeyAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg
     )
     list_filter = (RevokedFilter, "test", "tier", "highest_tier", "created_at")
     list_select_related = ("user",)
+    show_full_result_count = False
     search_fields = ("prefix", "last4", "name", "user__email")
     fields = (
         "masked",

@@ -110,8 +110,6 @@ def create_key(
     Unless told otherwise the highest tier it may use is its default tier. A test key is served by
     simulated workers only. Raise `TooManyKeys` when the user has `MAX_KEYS` live ones.
     """
-    if user.pk and count_live_keys(user=user) >= MAX_KEYS:
-        raise TooManyKeys(f"{MAX_KEYS} keys are as many as one account may have: revoke some first.", "limit_reached")
     secret = make_key(test=test)
     key = ApiKey(
         user=user,
@@ -130,6 +128,12 @@ def create_key(
     key.describe(secret, _pepper())
     key.full_clean()
     with transaction.atomic():
+        # Whoever else makes a key for this user waits here, so that nobody counts what is not there yet.
+        User.objects.select_for_update().filter(pk=user.pk).first()
+        if count_live_keys(user=user) >= MAX_KEYS:
+            raise TooManyKeys(
+                f"{MAX_KEYS} keys are as many as one account may have: revoke some first.", "limit_reached"
+            )
         key.save(force_insert=True)
         record(actor=actor, row=key, did="Created.", action=ADDITION)
     return key, secret

@@ -71,6 +71,7 @@ class WorkerAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg
     )
     list_filter = ("intent", "simulated", "gpu", "last_seen_at")
     list_select_related = ("token",)
+    show_full_result_count = False
     search_fields = ("id", "name", "instance")
     actions = ("cordon_selected", "uncordon_selected", "drain_selected", "evict_selected")
 

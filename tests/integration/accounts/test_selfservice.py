@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import connection
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
 from accounts.selectors import get_key_names, search_keys
 from accounts.selfservice import UnableToChange, change_own_key, create_own_key
-from accounts.services import create_key, revoke_key
+from accounts.services import TooManyKeys, create_key, revoke_key
 
 pytestmark = pytest.mark.django_db
 
@@ -142,3 +145,26 @@ def test_keys_have_names_for_those_who_know_their_ids(alice: User) -> None:
     key, _ = create_key(user=alice, name="laptop")
 
     assert get_key_names([key.pk, 0, 10**9]) == {key.pk: "laptop"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_those_who_make_keys_at_the_same_time_make_no_more_than_one_account_may_have(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accounts.services.MAX_KEYS", 3)
+    together = threading.Barrier(6)
+
+    def make() -> bool:
+        try:
+            together.wait(10)
+            create_own_key(user=alice, terms={})
+        except TooManyKeys:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        made = [future.result() for future in [pool.submit(make) for _ in range(6)]]
+
+    assert sum(made) == ApiKey.objects.count() == 3
