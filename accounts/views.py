@@ -32,6 +32,12 @@ class LoginView(DjangoLoginView):
     authentication_form = LoginForm
     redirect_authenticated_user = True
 
+    def get(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Show the form; a place to go afterwards that is not ours is taken out of the URL."""
+        if request.GET.get(self.redirect_field_name) and not self.get_redirect_url():
+            return redirect("login")
+        return super().get(request, *args, **kwargs)
+
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         """Tell whether accounts are for the asking."""
         return super().get_context_data(registration=settings.REGISTRATION, **kwargs)

@@ -3,6 +3,7 @@
 - A head must be whole within `header_timeout_s` of the connection, or of its first byte: 408, or closed
   without a word where nothing came.
 - A head may have so many headers and bytes: 431, while it arrives; also for a WebSocket's handshake.
+- A URL may have so many bytes: 414.
 - What is not HTTP is answered in the same words as on `/v1`: 400, JSON, with an `x-request-id`.
 - A body may take so many bytes on the wire, with all that a chunked one can be padded with.
 - An answer before its whole request has come is the last on its connection. What the client still sends
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -26,6 +28,7 @@ from gpucloud.onewrite import OneWriteCycle, OneWriteProtocol
 
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 48 * 1024
+MAX_URL_BYTES = 16 * 1024
 MAX_PADDING = 8
 """How many bytes one byte of a body may take on the wire."""
 LINGER_S = 5.0
@@ -54,6 +57,7 @@ class GuardedProtocol(OneWriteProtocol):
         self._max_wire_bytes = MAX_PADDING * max_body_bytes
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = self._body_bytes = 0
+        self._is_malformed = False
         self._deaf = False
         """Whether what still comes is thrown away."""
 
@@ -70,6 +74,9 @@ class GuardedProtocol(OneWriteProtocol):
             return
         before = self.scope
         super().data_received(data)
+        if self._is_malformed:
+            self._refuse_malformed(data)
+            return
         scope: Any = self.scope
         if scope is None or "method" not in scope:
             # The first read of a later request may hold the end of the one before, too.
@@ -89,8 +96,8 @@ class GuardedProtocol(OneWriteProtocol):
             super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Say that this is not HTTP, unless an answer is under way: it must not get into that."""
-        self._refuse(400, msg)
+        """Note that this is not HTTP; what to say depends on what came."""
+        self._is_malformed = True
 
     def linger(self) -> None:
         """Say that nothing more will come, and close once the client had time to hear it."""
@@ -104,6 +111,9 @@ class GuardedProtocol(OneWriteProtocol):
         self._head_timer = self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if len(cycle.scope["raw_path"]) + len(cycle.scope["query_string"]) > MAX_URL_BYTES:
+            self._refuse(414, f"The URL is too long: at most {MAX_URL_BYTES} bytes.")
+            return
         super()._start_asgi_task(cycle, app)
         if cycle.scope is self.scope and not self.parser.should_upgrade():
             # Trailers of a chunked body come by the same way, and would be taken for headers.
@@ -152,14 +162,24 @@ class GuardedProtocol(OneWriteProtocol):
         else:
             self.transport.close()
 
+    def _refuse_malformed(self, data: bytes) -> None:
+        if _ODD_KEY.search(data):
+            self._refuse(401, "Incorrect API key provided: it has characters that no key has.", "invalid_api_key")
+        else:
+            self._refuse(400, "Invalid HTTP request received.")
+
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, code: str | None = None) -> None:
+        """Answer, and hear no more. An answer that is under way is not to be got into."""
         if self._is_answering():
-            self.transport.close()
-            return
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": _CODES.get(status)}
+            if self.cycle.response_started or self.pipeline:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
         head = _HEAD % (STATUS_LINE[status], len(body), make_id("req_").encode())
         self.transport.write(head + body)
@@ -190,7 +210,7 @@ class _Lingering:
 
 
 _TOO_LARGE = f"The request's headers are too large: at most {MAX_HEADERS} and {MAX_HEAD_BYTES} bytes in all."
-_CODES = {408: "request_timeout"}
+_ODD_KEY = re.compile(rb"^authorization:[^\r\n]*[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.IGNORECASE | re.MULTILINE)
 _HEAD = (
     b"%bcontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
     b"x-content-type-options: nosniff\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"

@@ -3,7 +3,7 @@
 Django would keep a thread's place and a file on disk for a body that trickles in, and look at its size
 when it is over. Here a body is read in the loop, up to a bound, within a deadline, before Django hears
 of the request at all. What no page and no endpoint means is refused here, too: compressed bodies, NUL in
-the URL (which Postgres cannot be asked for), heads larger than ours ever are.
+the URL (which Postgres cannot be asked for), heads larger than ours ever are, forms of other sites' pages.
 
 Refusals under `/api` look like any other of the API's; elsewhere they are a line of text.
 """
@@ -15,6 +15,7 @@ import json
 
 import msgspec
 
+from gpucloud.doors import is_own_page
 from gpucloud.lib.asgi import Application, Message, Receive, Scope, Send
 
 MAX_API_BYTES = 64 * 1024
@@ -22,6 +23,7 @@ MAX_FORM_BYTES = 1024 * 1024
 """What a form of the admin may need at most."""
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 32 * 1024
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _NO_METHOD = frozenset({"TRACE", "TRACK", "CONNECT"})
 
 
@@ -76,6 +78,8 @@ def judge_head(scope: Scope) -> Refusal | None:
         return Refusal(400, "bad_request", "A URL must not contain NUL characters (%00).")
     if scope["method"] in _NO_METHOD:
         return Refusal(405, "method_not_allowed", f"{scope['method']} is not supported here.")
+    if scope["method"] not in _SAFE and not _is_api(scope["path"]) and _is_foreign(headers):
+        return Refusal(403, "permission_denied", "This form came from a page of another site.")
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             return Refusal(415, "unsupported_media_type", "Send the body as it is: Content-Encoding is not supported.")
@@ -122,6 +126,12 @@ def _too_large(path: str, limit: int) -> Refusal:
         # What is sent there is an address and a secret, so one of them is wrong: a value, not a size.
         return Refusal(400, "max_length", f"No address, password or token takes a body of more than {limit} bytes.")
     return Refusal(413, "request_too_large", f"The body is larger than {limit} bytes.")
+
+
+def _is_foreign(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a page of another site makes a browser send its cookies here; tokens are asked for later."""
+    names = {name for name, _ in headers}
+    return b"cookie" in names and b"origin" in names and not is_own_page(headers)
 
 
 def _is_api(path: str) -> bool:

@@ -245,6 +245,8 @@ LOGGING = {
         "uvicorn": {"level": "WARNING"},
         # Instead of Django's own, which mails whole requests to the admins.
         "django": {"level": "INFO"},
+        # Anybody may name a host that is not ours; the 400 says enough, and a traceback each would bury the rest.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "django.server": {"level": "INFO", "propagate": True},
     },
     "root": {"handlers": ["stderr"], "level": env_str("GPUCLOUD_LOG_LEVEL", "INFO")},

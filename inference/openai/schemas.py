@@ -17,6 +17,7 @@ from inference.openai.errors import ApiError, invalid
 from inference.openai.parsing import decode_json
 
 MAX_MESSAGES = 2_048
+MAX_METADATA = 16
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -100,8 +101,8 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**53)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**53)] | None = None
     stop: (
         Annotated[str, Meta(min_length=1)]
         | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)]
@@ -113,7 +114,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     user: Annotated[str, Meta(max_length=256)] | None = None
     safety_identifier: Annotated[str, Meta(max_length=256)] | None = None
-    metadata: Annotated[dict[str, str], Meta(max_length=16)] | None = None
+    metadata: dict[str, Any] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
@@ -160,7 +161,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     """Return the request in `body`, or raise an `ApiError` that names the parameter at fault."""
     chat = decode_json(body, _decoder)
     if not chat.model:
-        raise invalid("you must provide a model parameter", code=None, param="model")
+        raise invalid("you must provide a model parameter", code=None, param=None)
     _check_combinations(chat)
     _check_unbuilt(chat)
     _check_messages(chat.messages)
@@ -202,13 +203,26 @@ def _check_combinations(chat: ChatRequest) -> None:
             param="max_completion_tokens",
         )
     if chat.metadata:
-        for key, value in chat.metadata.items():
-            if len(key) > 64 or len(value) > 512:
-                raise invalid(
-                    "'metadata' holds keys of at most 64 and values of at most 512 characters.",
-                    code="string_above_max_length",
-                    param=f"metadata.{key[:64]}",
-                )
+        _check_metadata(chat.metadata)
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    if len(metadata) > MAX_METADATA:
+        raise invalid(
+            f"Invalid 'metadata': expected at most {MAX_METADATA} properties.",
+            code="object_above_max_properties",
+            param="metadata",
+        )
+    for key, value in metadata.items():
+        path = f"metadata.{key[:64]}"
+        if not isinstance(value, str):
+            raise invalid(f"Invalid type for '{path}': expected a string.", code="invalid_type", param=path)
+        if len(key) > 64 or len(value) > 512:
+            raise invalid(
+                "'metadata' holds keys of at most 64 and values of at most 512 characters.",
+                code="string_above_max_length",
+                param=path,
+            )
 
 
 def _check_unbuilt(chat: ChatRequest) -> None:

@@ -43,7 +43,7 @@ async def test_a_head_that_trickles_in_is_cut():
         slow = asyncio.create_task(trickle(peer, b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 500))
         status, error = await refusal(peer)
 
-        assert (status, error["code"]) == (408, "request_timeout")
+        assert (status, error["code"]) == (408, None)
         assert TIMEOUT_S <= time.monotonic() - began_s < TIMEOUT_S + 1
         await slow
 
