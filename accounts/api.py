@@ -98,7 +98,7 @@ class PublicView(ApiView):
 class RegisterView(PublicView):
     """New accounts."""
 
-    @extend_schema(request=Registration, responses={201: RegisteredAccount}, auth=[])
+    @extend_schema(operation_id="register", request=Registration, responses={201: RegisteredAccount}, auth=[])
     def post(self, request: Request) -> Response:
         """Create an account."""
         body = self.read_body(Registration)
@@ -114,7 +114,7 @@ class RegisterView(PublicView):
 class LoginView(PublicView):
     """Passwords in, tokens out."""
 
-    @extend_schema(request=Credentials, responses=Tokens, auth=[])
+    @extend_schema(operation_id="log_in", request=Credentials, responses=Tokens, auth=[])
     def post(self, request: Request) -> Response:
         """Log in and get a pair of tokens."""
         body = self.read_body(Credentials)
@@ -128,7 +128,7 @@ class LoginView(PublicView):
 class RefreshView(PublicView):
     """Refresh tokens in, newer tokens out."""
 
-    @extend_schema(request=RefreshBody, responses=RenewedTokens, auth=[])
+    @extend_schema(operation_id="refresh_tokens", request=RefreshBody, responses=RenewedTokens, auth=[])
     def post(self, request: Request) -> Response:
         """Take a refresh token for the next pair. One that was used before ends its whole login."""
         body = self.read_body(RefreshBody)
@@ -142,7 +142,7 @@ class RefreshView(PublicView):
 class LogoutView(PublicView):
     """The end of a login."""
 
-    @extend_schema(request=LogoutBody, responses={204: None})
+    @extend_schema(operation_id="log_out", request=LogoutBody, responses={204: None})
     def post(self, request: Request) -> Response:
         """End a login, and with it all of its tokens."""
         refresh = self.read_body(LogoutBody).get("refresh")
@@ -162,7 +162,7 @@ class LogoutView(PublicView):
 class MeView(ApiView):
     """Whoever asks."""
 
-    @extend_schema(responses=Account)
+    @extend_schema(operation_id="get_me", responses=Account)
     def get(self, request: Request) -> Response:
         """Return the account that the token belongs to."""
         return Response(Account(request.user).data)
@@ -171,7 +171,7 @@ class MeView(ApiView):
 class PasswordView(ApiView):
     """The caller's password."""
 
-    @extend_schema(request=PasswordBody, responses=Tokens)
+    @extend_schema(operation_id="change_password", request=PasswordBody, responses=Tokens)
     def post(self, request: Request) -> Response:
         """Change the password. All tokens and sessions end; the answer has the first tokens of a new login."""
         user: Any = request.user

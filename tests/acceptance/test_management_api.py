@@ -168,6 +168,24 @@ def test_the_pages_of_a_list_are_linked_under_the_name_that_was_asked(live: Live
     assert [page["results"][0]["name"] for page in (first, second)] == ["b", "a"]
 
 
+def test_what_an_operator_wants_of_a_worker_is_done(live: LiveServer) -> None:
+    judy = Person(live)
+    judy.log_in("judy@example.com")
+    live.execute("UPDATE accounts_user SET is_staff = 1 WHERE email = 'judy@example.com'")
+
+    def second() -> dict[str, Any]:
+        _, workers = judy.ask("GET", "/monitoring/workers")
+        return next(worker for worker in workers["results"] if worker["name"] == "second")
+
+    status, wanted = judy.ask("POST", f"/workers/{second()['id']}/cordon")
+    assert (status, wanted["intent"], wanted["changed"]) == (200, "cordoned", True)
+    wait_until(lambda: second()["status"] == "cordoned", "the worker is cordoned", 5)
+
+    status, wanted = judy.ask("POST", f"/workers/{wanted['id']}/uncordon")
+    assert (status, wanted["intent"], wanted["changed"]) == (200, "none", True)
+    wait_until(lambda: second()["status"] == "online", "the worker is back", 5)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("staff", [False, True])

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import csv
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.utils import timezone
 
 from accounts.models import User
 from inference.selectors import Dimension, Period
-from inference.usage import Asked, _stretches, _write_stretch
+from inference.usage import Asked, _stretches, _write_stretch, stream_csv
 from tests.api import ApiClient, refused
 from tests.factories import make_key
 from tests.unit.inference.test_selectors import NINE, TEN, make_usage
@@ -170,6 +172,30 @@ def test_the_stretches_of_a_csv_are_the_span_without_a_gap(period: Period, first
     assert stretches[0] == (since, since + timedelta(hours=first))
     assert [end for _, end in stretches[:-1]] == [start for start, _ in stretches[1:]]
     assert (len(stretches), stretches[-1][1]) == (many, until)
+
+
+@pytest.mark.parametrize("group", ["hour", "day", "month"])
+def test_the_csv_has_the_very_lines_of_the_pages(api: ApiClient, alice: User, bob: User, group: str) -> None:
+    since, until = datetime(2026, 1, 30, 22, tzinfo=UTC), datetime(2026, 2, 2, 3, tzinfo=UTC)
+    for hours in range(-3, 60, 7):
+        make_usage(alice, since + timedelta(hours=hours), requests=hours + 4, key_id=hours % 2)
+    make_usage(bob, since, requests=1000)
+    span = {"from": since.isoformat(), "to": until.isoformat()}
+
+    async def read() -> bytes:
+        asked = Asked(since=since, until=until, user_id=alice.pk, period=Period(group), by=frozenset({Dimension.KEY}))
+        return b"".join([part async for part in stream_csv(asked)])
+
+    head, *lines = csv.reader(async_to_sync(read)().decode().splitlines())
+    page = api.get("/usage", group=group, by="key", page_size=200, **span).json()
+
+    assert len(lines) == page["count"] > 1
+    assert [dict(zip(head, line, strict=True)) | {"start": ""} for line in lines] == [
+        {name: str(value) for name, value in line.items()} | {"start": ""} for line in page["results"]
+    ]
+    assert [datetime.fromisoformat(line[0]) for line in lines] == [
+        datetime.fromisoformat(line["start"]) for line in page["results"]
+    ]
 
 
 def test_a_stretch_has_the_lines_asked_for_and_no_formulas(alice: User, bob: User) -> None:

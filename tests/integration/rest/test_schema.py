@@ -13,6 +13,7 @@ from django.core.wsgi import get_wsgi_application
 from django.db import close_old_connections
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
+from django.utils import timezone
 from schemathesis.core.failures import FailureGroup
 
 from accounts.api import Account
@@ -22,7 +23,8 @@ from cluster.services import record_worker_joined
 from gpucloud.lib.rest.views import ApiView, UnknownView
 from tests.apifuzz import fuzz
 from tests.factories import make_key, make_worker_spec, make_worker_token
-from tests.unit.inference.test_selectors import make_request
+from tests.integration.pages.snapshots import snapshot, waiting, worker
+from tests.unit.inference.test_selectors import make_latency, make_request, make_usage
 
 
 def routed() -> Iterator[tuple[str, type[ApiView]]]:
@@ -79,12 +81,18 @@ def test_every_operation_says_what_it_answers(schema: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def known(alice: User) -> dict[str, Any]:
-    """Parameters of paths that lead to something of Alice's, or of the operators'."""
+def known(alice: User, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Parameters of paths that lead to something of Alice's, or of the operators'; there is a bit of everything."""
+    picture = snapshot(1, worker("h100-1", running=1), head=(waiting(1),))
+    monkeypatch.setattr("cluster.api.monitoring.get_snapshot", lambda request: picture)
     record_worker_joined(spec=make_worker_spec(id="wrk_1"), token_id=None, link="lnk_1")
     make_request(alice, "req_1")
+    key, _ = make_key(alice)
+    this_hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    make_usage(alice, this_hour, requests=1, completed=1, key_id=key.pk)
+    make_latency(alice, 12.5, hour=this_hour)
     return {
-        "key_id": make_key(alice)[0].pk,
+        "key_id": key.pk,
         "request_id": "req_1",
         "worker_id": "wrk_1",
         "token_id": make_worker_token()[0].pk,
