@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.invalidation import forget_on_commit
 from accounts.keys import make_key
+from accounts.logins import end_logins
 from accounts.models import ApiKey, Tier, User
 from accounts.selectors import count_live_keys, get_user
 from gpucloud.lib.audit import ADDITION, COMMAND, Actor, find_changes, record
@@ -77,7 +78,7 @@ def ensure_user(*, email: str) -> tuple[User, bool]:
 
 
 def save_user(*, user: User, actor: Actor = COMMAND) -> User:
-    """Store a user that was changed; clearing `is_active` stops all of its keys."""
+    """Store a user that was changed; clearing `is_active` stops all of its keys and ends its logins to the API."""
     with transaction.atomic():
         before = User.objects.filter(pk=user.pk).first() if user.pk else None
         user.save()
@@ -85,6 +86,8 @@ def save_user(*, user: User, actor: Actor = COMMAND) -> User:
             record(actor=actor, row=user, did="Created.", action=ADDITION)
         elif changes := find_changes(before, user, ("email", "is_active", "is_staff", "is_superuser")):
             record(actor=actor, row=user, did="Changed:", changes=changes)
+        if not user.is_active:
+            end_logins(user=user)
         forget_on_commit(prefix for key in user.api_keys.all() for prefix in _prefixes(key))
     return user
 

@@ -170,7 +170,7 @@ SPECTACULAR_SETTINGS = {
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
     "throttle": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "BACKEND": "gpucloud.lib.countercache.CounterCache",
         "LOCATION": "throttle",
         # The default of 300 would forget most counters, and with them the limits.
         "OPTIONS": {"MAX_ENTRIES": 1_000_000},

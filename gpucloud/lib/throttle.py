@@ -42,8 +42,8 @@ def count(limit: str, value: str, rates: Sequence[str]) -> None:
             used = _usage(limit, value + phase, rate, increment=True)
             if used is None:
                 continue
-            over = used["count"] - _count_good(limit, value + phase, rate) - used["limit"]
-            if over > 0:
+            over = used["count"] - used["limit"]
+            if over > 0 and (over := over - _count_good(limit, value + phase, rate)) > 0:
                 waits_s.append(used["time_left"])
             if over == 1:  # of a flood, the log gets a line or two
                 logger.warning("audit throttled %s of %s at %s", limit, value[:LOGGED_CHARS], rate)

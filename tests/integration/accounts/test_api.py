@@ -294,6 +294,18 @@ def test_asvs_7_4_2_tokens_of_somebody_switched_off_are_refused(client, alice):
     assert_refused(call(client, "login", {"email": alice.email, "password": PASSWORD}), "authentication_failed")
 
 
+def test_somebody_switched_off_and_on_again_logs_in_anew(client, alice):
+    tokens = log_in(client)
+    switch_off(alice)
+
+    alice.is_active = True
+    save_user(user=alice)
+
+    assert_refused(me(client, tokens["access"]))
+    assert_refused(call(client, "refresh", {"refresh": tokens["refresh"]}))
+    assert log_in(client)
+
+
 def forge(kind, tokens):
     """Return an access token that must not be believed."""
     claims = claims_of(tokens["access"])

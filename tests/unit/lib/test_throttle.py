@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from django.core.cache import caches
 
 from gpucloud.lib import throttle
+from gpucloud.lib.countercache import CounterCache
 from gpucloud.lib.throttle import TooManyAttempts, count, forgive
 
 
@@ -121,3 +124,24 @@ def test_the_log_says_once_or_twice_that_somebody_is_throttled(caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert set(lines) == {"audit throttled test of x at 3/m"}
     assert len(lines) <= 2
+
+
+def test_counters_of_windows_that_are_over_are_let_go(monkeypatch):
+    store = caches["throttle"]
+    clock = SimpleNamespace(time=time.time)
+    for module in ("base", "locmem"):
+        monkeypatch.setattr(f"django.core.cache.backends.{module}.time", clock)
+    monkeypatch.setattr(CounterCache, "_sweep_at", 1000)
+    monkeypatch.setattr("gpucloud.lib.countercache.SWEEP_ENTRIES", 1000)
+    store.set("lasting", 1, 1_000_000)
+    for number in range(900):
+        store.set(f"old-{number}", 1, 60)
+    later_s = time.time() + 61
+    clock.time = lambda: later_s
+
+    for number in range(900):
+        store.set(f"new-{number}", 1, 60)
+
+    assert len(store._cache) == 901
+    assert store.get("lasting") == 1
+    assert store.get("new-0") == 1
