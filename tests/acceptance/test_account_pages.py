@@ -68,7 +68,7 @@ async def test_the_forms_fit_a_phone(page: Page, live_site: LiveSite, charlie: U
 async def test_the_api_is_browsed_under_the_same_policy(page: Page, live_site: LiveSite) -> None:
     await page.goto(f"{live_site.url}/api/docs")
 
-    login = page.locator("#operations-auth-auth_login_create")
+    login = page.locator("#operations-auth-log_in")
     await expect(login).to_be_visible()
     await login.get_by_role("button").first.click()
     await login.get_by_role("button", name="Try it out").click()
