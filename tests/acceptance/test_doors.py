@@ -93,6 +93,16 @@ def test_asvs_8_2_1_the_data_plane_knows_keys_and_nothing_else(live: LiveServer,
     assert wrong == []
 
 
+def test_asvs_14_2_1_no_secret_counts_in_a_url(live: LiveServer, token: str) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade["Sec-WebSocket-Key"] = "eA" * 11 + "=="
+
+    for name in ("api_key", "key", "token", "access_token", "jwt", "authorization"):
+        assert ask(live, "GET", f"/v1/models?{name}={live.key}")[0].status == 401
+        assert ask(live, "GET", f"/api/auth/me?{name}={token}")[0].status == 401
+        assert ask(live, "GET", f"/ws/worker/?{name}={WORKER_TOKEN}", **upgrade)[0].status == 403
+
+
 @pytest.mark.parametrize(("path", "status"), list(PROBES.items()))
 def test_probes_are_open_and_tell_no_more_than_that(live: LiveServer, path: str, status: int) -> None:
     answer, body = ask(live, "GET", path)

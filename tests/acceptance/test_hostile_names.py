@@ -199,3 +199,26 @@ async def test_asvs_1_3_2_no_name_runs_on_pages_and_panels(tab: Page, live_site:
     assert PAYLOADS[0] in await tab.locator("#worker-w-0").inner_text()
     for path in ("/docs/", "/docs/settings/", "/api/docs", "/docs/?q=<svg onload=alert(1)>"):
         await tab.goto(live_site.url + path, wait_until="networkidle")
+
+
+async def test_asvs_1_2_1_what_is_typed_into_a_form_does_not_run_when_it_comes_back(
+    chromium: Browser, live_site: LiveSite
+) -> None:
+    ran: list[str] = []
+    page = await chromium.new_page()
+    page.on("dialog", lambda dialog: ran.append(dialog.message))
+    page.on("console", lambda said: ran.append(said.text) if "Content Security Policy" in said.text else None)
+
+    for path in ("/login/", "/register/"):
+        for typed in PAYLOADS[7:12]:
+            await page.goto(live_site.url + path)
+            await page.locator("form[method=post].stack").evaluate("form => form.noValidate = true")
+            await page.locator("input[type=email]").fill(typed)
+            for field in await page.locator("input[type=password]").all():
+                await field.fill(typed)
+            await page.locator("form.stack button[type=submit]").click()
+            await page.wait_for_load_state()
+            assert await page.locator("input[type=email]").input_value() == typed.strip()
+
+    assert ran == []
+    await page.close()

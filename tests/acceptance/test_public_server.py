@@ -44,9 +44,9 @@ def ask(
     server: LiveServer, method: str, path: str, body: Any = None, *, source: str = "127.0.0.1", **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20, source_address=(source, 0))
-    connection.request(method, path, None if body is None else json.dumps(body), headers)
+    connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body), headers)
     response = connection.getresponse()
-    content = response.read()
+    content = b"" if response.status == 101 else response.read()
     connection.close()
     return response, content
 
@@ -138,6 +138,30 @@ def test_asvs_3_3_1_cookies_are_bound_to_this_host_and_to_https(server: LiveServ
     for part in ("HttpOnly", "Secure", "SameSite=Lax", "Path=/"):
         assert part in cookie
     assert "Domain" not in cookie
+
+
+def test_a_login_works_behind_the_proxy_and_opens_the_panels_to_the_public_page_only(server: LiveServer) -> None:
+    email, password = "charlie@example.com", "correct-horse-battery-staple"
+    server.run_manage("createsuperuser", "--noinput", "--email", email, DJANGO_SUPERUSER_PASSWORD=password)
+    page, body = ask(server, "GET", "/login/", **BY_PROXY)
+    token = body.partition(b'csrfmiddlewaretoken" value="')[2].partition(b'"')[0].decode()
+    form = f"csrfmiddlewaretoken={token}&username={email}&password={password}"
+    sent = BY_PROXY | {"Content-Type": "application/x-www-form-urlencoded", "Cookie": page.headers["set-cookie"]}
+    foreign, _ = ask(server, "POST", "/login/", form.encode(), **sent, Origin="http://gpu.example")
+    answer, _ = ask(server, "POST", "/login/", form.encode(), **sent, Origin="https://gpu.example")
+    (session,) = [line for line in answer.headers.get_all("set-cookie") if "sessionid" in line]
+
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade |= {"Sec-WebSocket-Key": "eA" * 11 + "==", "Cookie": session.partition(";")[0]} | BY_PROXY
+    panels = {
+        origin: ask(server, "GET", "/ws/panels/?panels=pill", **upgrade, Origin=origin)[0].status
+        for origin in ("https://gpu.example", "http://gpu.example", "https://evil.example", APP)
+    }
+
+    assert foreign.status == 403
+    assert answer.status == 302
+    assert session.startswith("__Host-sessionid=")
+    assert list(panels.values()) == [101, 403, 403, 403]
 
 
 def test_pages_answer_to_their_own_name_only_and_the_data_plane_to_any(server: LiveServer) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gpucloud.checks import SECRETS, check_public_url, is_public, list_weak_secrets
+from gpucloud.checks import MAY_BE_MADE_HERE, SECRETS, check_public_url, is_public, list_weak_secrets
+from gpucloud.env import BASE_DIR
 from tests.live import LiveServer
 
 GOOD = {name: secrets.token_urlsafe(48) for name in SECRETS}
@@ -93,6 +94,13 @@ def test_an_https_url_without_a_trusted_proxy_is_warned_about(settings: Any) -> 
 
     settings.TRUSTED_PROXIES = ["127.0.0.1/32"]
     assert list(check_public_url()) == []
+
+
+def test_operators_are_told_to_set_what_the_tests_set() -> None:
+    page = (BASE_DIR / "templates" / "docs" / "operations.md").read_text()
+
+    for name in set(PRODUCTION) - MAY_BE_MADE_HERE:
+        assert f"{name}=" in page
 
 
 def test_serve_refuses_a_public_bind_with_the_checkouts_own_secrets(tmp_path: Path) -> None:
