@@ -37,6 +37,9 @@ class LimitStore(Protocol):
         Every `Reservation` must be settled once; it may be settled twice.
         """
 
+    def reserve_at_once(self, key_id: int, limits: Limits, tokens: int) -> Reservation | Refusal | None:
+        """Do the same if nobody else has to be asked; None, and nothing is charged, if that takes a wait."""
+
 
 class MemoryLimitStore:
     """The store of one node."""
@@ -69,6 +72,10 @@ class MemoryLimitStore:
 
     async def reserve(self, key_id: int, limits: Limits, tokens: int) -> Reservation | Refusal:
         """Admit and charge, or refuse. Nothing is awaited, so two requests cannot come in between."""
+        return self.reserve_at_once(key_id, limits, tokens)
+
+    def reserve_at_once(self, key_id: int, limits: Limits, tokens: int) -> Reservation | Refusal:
+        """Admit and charge, or refuse."""
         now = self._clock()
         usage = self._usages.get(key_id)
         if usage is None:

@@ -29,6 +29,7 @@ from gpucloud.intake import take_in  # noqa: E402
 from gpucloud.lib.asgi import Application, Receive, Scope, Send  # noqa: E402
 from gpucloud.lifespan import Node  # noqa: E402
 from gpucloud.probes import Probes  # noqa: E402
+from inference.openai.http import DirectRequest  # noqa: E402
 
 
 class Gpucloud:
@@ -50,6 +51,10 @@ class Gpucloud:
         if scope["type"] == "http" and self.node is not None and _is_data_plane(scope["path"]):
             return self.node.data_plane(scope, receive, send)
         return self._serve(scope, receive, send)
+
+    def take(self, request: DirectRequest) -> bool:
+        """Take on a request that has come whole, to be answered in one piece; False: call for it."""
+        return self.node is not None and self.node.data_plane.take(request)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -23,8 +23,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from gpucloud.direct import DirectProtocol
 from gpucloud.lib.ids import make_id
-from gpucloud.onewrite import OneWriteCycle, OneWriteProtocol
+from gpucloud.onewrite import OneWriteCycle
 
 MAX_HEADERS = 100
 MAX_HEAD_BYTES = 48 * 1024
@@ -46,7 +47,7 @@ class LateCycle(OneWriteCycle):
         await super().send(message)
 
 
-class GuardedProtocol(OneWriteProtocol):
+class GuardedProtocol(DirectProtocol):
     """Our HTTP protocol, with bounds on what a connection may do before there is a request to judge."""
 
     def __init__(
@@ -72,19 +73,18 @@ class GuardedProtocol(OneWriteProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        before = self.scope
+        before = self.heads
         super().data_received(data)
         if self._is_malformed:
             self._refuse_malformed(data)
             return
-        scope: Any = self.scope
-        if scope is None or "method" not in scope:
+        if self.in_head:
             # The first read of a later request may hold the end of the one before, too.
-            self._look_at_head(0 if scope is not before and self.cycle is not None else len(data))
+            self._look_at_head(0 if self.heads != before and self.heads > 1 else len(data))
         elif self._head_timer is not None:
             self._forget_head()
         if self.cycle is not None and self.cycle.more_body:
-            self._look_at_body(0 if scope is not before else len(data))
+            self._look_at_body(0 if self.heads != before else len(data))
 
     def handle_websocket_upgrade(self) -> None:
         """Hand a handshake over, unless it is too large."""
@@ -154,10 +154,9 @@ class GuardedProtocol(OneWriteProtocol):
 
     def _cut_head(self) -> None:
         self._head_timer = None
-        cycle: Any = self.cycle
         if self._is_answering():
             self._await_head()  # a client may send its next request meanwhile; this one's turn is later
-        elif self._head_bytes or cycle is not None:
+        elif self._head_bytes or self.heads:
             self._refuse(408, f"The request's headers did not arrive within {self._header_timeout_s:g} s.")
         else:
             self.transport.close()
@@ -168,17 +167,17 @@ class GuardedProtocol(OneWriteProtocol):
         else:
             self._refuse(400, "Invalid HTTP request received.")
 
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
     def _refuse(self, status: int, message: str, code: str | None = None) -> None:
         """Answer, and hear no more. An answer that is under way is not to be got into."""
         if self._is_answering():
-            if self.cycle.response_started or self.pipeline:
+            if self.pipeline or (self._direct is None and self.cycle.response_started):
                 self.transport.close()
                 return
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            if self._direct is not None:
+                self._abandon_direct()
+            else:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
         head = _HEAD % (STATUS_LINE[status], len(body), make_id("req_").encode())

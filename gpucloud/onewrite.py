@@ -36,7 +36,7 @@ class OneWriteCycle(RequestResponseCycle):
         if self.more_body or self.scope["method"] == "HEAD":
             return False
         self.response_started = self.response_complete = True
-        self.transport.write(b"%b%b%b\r\n%b" % (STATUS_LINE[status], head, _encode(self.default_headers), body))
+        self.transport.write(join_answer(status, head, self.default_headers, body))
         self.message_event.set()
         self.on_response()
         return True
@@ -61,9 +61,13 @@ class OneWriteProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         idle_since_s, self._idle_since_s = self._idle_since_s, None
         super().data_received(data)
-        if self.cycle is not None and self.cycle.response_complete:
+        if self._idle_since_s is None and not self._is_answering():
             # No request, or none that is whole: it does not keep the connection open.
             self._idle_since_s = idle_since_s
+
+    def _is_answering(self) -> bool:
+        """Return whether a request has come that has no answer yet."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over; from now on its time is the WebSocket's affair."""
@@ -104,6 +108,11 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None and self.transport.is_closing():
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
+
+
+def join_answer(status: int, head: bytes, own_headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """Return an answer in one piece; `head` is header lines, each with its CR LF."""
+    return b"%b%b%b\r\n%b" % (STATUS_LINE[status], head, _encode(own_headers), body)
 
 
 def _encode(headers: list[tuple[bytes, bytes]]) -> bytes:

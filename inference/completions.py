@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import assert_never, get_args
 
 import msgspec
@@ -26,6 +27,7 @@ from cluster.engine.streams import Note, TokenStream
 from cluster.scheduler.commands import AnnounceAttempt, AnnounceWait, FenceAttempt
 from gpucloud.lib.crashpoint import crashpoint
 from gpucloud.lib.globs import is_match
+from gpucloud.lib.groupcommit import Told, resolve
 from inference import tokens
 from inference.catalog import DEFAULT_MAX_TOKENS, MODELS
 from inference.ledger import Ledger, Row
@@ -53,7 +55,7 @@ class Completion(msgspec.Struct, eq=False):
     delivered_tokens: int = 0
     """Tokens handed to the socket; what is billed, but for a whole answer whose client left while it was made."""
     settlement: Settlement | None = None
-    _waiter: asyncio.Future[None] | None = None
+    _told: Told | None = None
 
     @property
     def created(self) -> int:
@@ -72,28 +74,34 @@ class Completion(msgspec.Struct, eq=False):
         crashpoint("after_commit")
 
     def completed_whole(self) -> asyncio.Future[None]:
-        """Return what resolves once all tokens are there and the completed request is on record.
+        """Return what resolves when `when_completed` would call."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.when_completed(partial(resolve, waiter))
+        return waiter
 
-        It resolves early if the stream ends badly. `stream.wait` and `complete` in one: the outcome is
-        decided in the stack of the worker's last frame, so that the endpoint is woken only once.
+    def when_completed(self, told: Told) -> None:
+        """Call `told` once all tokens are there and the completed request is on record; or cannot be.
+
+        It is called early, with None, if the stream ends badly. `stream.wait` and `complete` in one: the
+        outcome is decided in the stack of the worker's last frame, so that nobody is woken for it.
         """
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        self._told = told
         if self.stream.ended:
             self._conclude()
         else:
             self.stream.on_end = self._conclude
-        return waiter
 
     def _conclude(self) -> None:
-        stream, waiter = self.stream, self._waiter
-        assert waiter is not None
+        stream, told = self.stream, self._told
+        assert told is not None
+        self._told = None
         if stream.finish_reason is not None:
             self.delivered_tokens = stream.next_seq
             self._settle(COMPLETED, finish_reason=stream.finish_reason)
             crashpoint("before_commit")
-            self._ledger.tell_committed(self.row, waiter)
-        elif not waiter.done():
-            waiter.set_result(None)
+            self._ledger.tell_committed(self.row, told)
+        else:
+            told(None)
 
     def fail(self, error: ApiError, outcome: Outcome = Outcome.FAILED) -> None:
         """Settle a request that ends in an error."""
@@ -171,18 +179,44 @@ class Completions:
         card = MODELS.get(chat.model)
         if card is None or not may_use(identity, chat.model):
             raise model_not_found(chat.model)
-        messages = tuple([_read_message(message, index) for index, message in enumerate(chat.messages)])
+        messages = _read_messages(chat)
         if tokens.is_long(messages):
             prompt_tokens = await tokens.count_long_chat(chat.model, messages)
         else:
             prompt_tokens = tokens.count_chat(chat.model, messages)
-        context_tokens = card.gpucloud.context_tokens
-        max_tokens = _decide_max_tokens(chat, prompt_tokens, context_tokens, identity)
+        max_tokens = _decide_max_tokens(chat, prompt_tokens, card.gpucloud.context_tokens, identity)
         reservation = await self._limits.reserve(identity.key_id, identity.limits, prompt_tokens + max_tokens)
+        # After the last await: from here on a request is either refused or seen by the drain.
+        return self._begin(chat, identity, messages, prompt_tokens, max_tokens, reservation, request_id)
+
+    def start_at_once(self, chat: ChatRequest, identity: Identity, *, request_id: str) -> Completion | None:
+        """Do what `start` does, or nothing and return None if that would have to wait."""
+        card = MODELS.get(chat.model)
+        if card is None or not may_use(identity, chat.model):
+            raise model_not_found(chat.model)
+        messages = _read_messages(chat)
+        if tokens.is_long(messages):
+            return None
+        prompt_tokens = tokens.count_chat(chat.model, messages)
+        max_tokens = _decide_max_tokens(chat, prompt_tokens, card.gpucloud.context_tokens, identity)
+        reservation = self._limits.reserve_at_once(identity.key_id, identity.limits, prompt_tokens + max_tokens)
+        if reservation is None:
+            return None
+        return self._begin(chat, identity, messages, prompt_tokens, max_tokens, reservation, request_id)
+
+    def _begin(
+        self,
+        chat: ChatRequest,
+        identity: Identity,
+        messages: tuple[Message, ...],
+        prompt_tokens: int,
+        max_tokens: int,
+        reservation: Reservation | Refusal,
+        request_id: str,
+    ) -> Completion:
         if isinstance(reservation, Refusal):
             raise refused(identity.limits, reservation)
         try:
-            # After the last await: from here on a request is either refused or seen by the drain.
             return self._admit(chat, identity, messages, prompt_tokens, max_tokens, reservation, request_id)
         except BaseException:
             reservation.settle(0, served=False)
@@ -284,6 +318,10 @@ def _decide_tier(asked: str | None, identity: Identity) -> Tier:
     tier = TIERS[identity.tier if asked is None or asked == "auto" else asked]
     highest = TIERS[identity.highest_tier]
     return tier if tier >= highest else highest
+
+
+def _read_messages(chat: ChatRequest) -> tuple[Message, ...]:
+    return tuple([_read_message(message, index) for index, message in enumerate(chat.messages)])
 
 
 def _read_message(message: ChatMessage, index: int) -> Message:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Container
+from functools import partial
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from cluster.domain import Outcome
-from gpucloud.lib.groupcommit import GroupCommit, TicketState, UnableToCommit
+from gpucloud.lib.groupcommit import GroupCommit, TicketState, Told, UnableToCommit, resolve
 from inference import ledger_sql, selectors
 from inference.ledger_store import LedgerStore, LiveReport, Row
 from inference.records import Opened, Settlement
@@ -134,19 +135,19 @@ class Ledger:
         it says `failed`.
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.tell_committed(row, waiter)
+        self.tell_committed(row, partial(resolve, waiter))
         try:
             await waiter
         except UnableToCommit:
             self.give_up(row)
             raise
 
-    def tell_committed(self, row: Row, waiter: asyncio.Future[None]) -> None:
-        """Resolve `waiter` as `committed` returns; who gets the error has to `give_up` the row."""
+    def tell_committed(self, row: Row, told: Told) -> None:
+        """Call `told` when `committed` would return; who gets the error has to `give_up` the row."""
         last = row.last
         if last is None:
             raise RuntimeError(f"{row.opened.id} has no outcome yet: settle it, then wait for the commit.")
-        self._writer.tell(last, waiter)
+        self._writer.tell(last, told)
 
     def give_up(self, row: Row) -> None:
         """Note that the client is told of a failure: should the row still reach the disk, it says so."""

@@ -20,8 +20,9 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -61,12 +62,17 @@ class TicketState(IntEnum):
     FAILED = 4
 
 
+Told = Callable[["UnableToCommit | None"], None]
+"""What is called once a row has landed: with None if it is on disk. It must not raise."""
+
+
 class Ticket(msgspec.Struct, eq=False, kw_only=True):
     """One row on its way to the disk; subclasses carry the row."""
 
     state: TicketState = TicketState.QUEUED
     error: UnableToCommit | None = None
-    waiters: list[asyncio.Future[None]] | None = None
+    told: list[Told] | None = None
+    """Who is told when it has landed."""
 
 
 T = TypeVar("T", bound=Ticket)
@@ -163,21 +169,21 @@ class GroupCommit(Generic[T]):
     async def wait(self, ticket: T) -> None:
         """Return once the row is committed, or raise `UnableToCommit` in time."""
         waiter: asyncio.Future[None] = self._loop.create_future()
-        self.tell(ticket, waiter)
+        self.tell(ticket, partial(resolve, waiter))
         await waiter
 
-    def tell(self, ticket: T, waiter: asyncio.Future[None]) -> None:
-        """Resolve `waiter` once the row is committed, or with `UnableToCommit` in time."""
+    def tell(self, ticket: T, told: Told) -> None:
+        """Call `told` once the row is committed, or with `UnableToCommit` in time; be it at once."""
         if ticket.state >= COMMITTED:
-            _resolve(waiter, ticket.error)
+            told(ticket.error)
             return
         self.urge(ticket)
         if self._overdue:
-            _resolve(waiter, UnableToCommit("The database does not answer."))
-        elif ticket.waiters is None:
-            ticket.waiters = [waiter]
+            told(UnableToCommit("The database does not answer."))
+        elif ticket.told is None:
+            ticket.told = [told]
         else:
-            ticket.waiters.append(waiter)
+            ticket.told.append(told)
 
     def _hand_over_in_time(self) -> None:
         if self._loop.time() >= self._next_at_s or self._stopping.is_set():
@@ -204,8 +210,8 @@ class GroupCommit(Generic[T]):
         if errors is None:
             for ticket in batch:
                 ticket.state = COMMITTED
-                if ticket.waiters is not None:
-                    _wake(ticket, None)
+                if ticket.told is not None:
+                    _tell(ticket, None)
         else:
             for ticket, error in zip(batch, errors, strict=True):
                 _land(ticket, error)
@@ -222,7 +228,7 @@ class GroupCommit(Generic[T]):
         self.healthy = False
         self._overdue = True
         for ticket in [*self._flying, *self._pending]:
-            _wake(ticket, UnableToCommit(f"The commit takes longer than {self._timeout_s:g} s."))
+            _tell(ticket, UnableToCommit(f"The commit takes longer than {self._timeout_s:g} s."))
 
     def _run(self) -> None:
         pause_s = 0.0
@@ -285,7 +291,7 @@ class GroupCommit(Generic[T]):
 def _land(ticket: Ticket, error: Exception | None) -> None:
     ticket.error = _as_refusal(error)
     ticket.state = TicketState.COMMITTED if error is None else TicketState.FAILED
-    _wake(ticket, ticket.error)
+    _tell(ticket, ticket.error)
 
 
 def _as_refusal(error: Exception | None) -> UnableToCommit | None:
@@ -296,13 +302,18 @@ def _as_refusal(error: Exception | None) -> UnableToCommit | None:
     return refusal
 
 
-def _wake(ticket: Ticket, error: UnableToCommit | None) -> None:
-    waiters, ticket.waiters = ticket.waiters, None
-    for waiter in waiters or ():
-        _resolve(waiter, error)
+def _tell(ticket: Ticket, error: UnableToCommit | None) -> None:
+    everyone, ticket.told = ticket.told, None
+    for told in everyone or ():
+        try:
+            told(error)
+        except Exception:
+            # The other rows of the batch have landed too, and their clients wait.
+            logger.exception("Whoever was told of a row has failed.")
 
 
-def _resolve(waiter: asyncio.Future[None], error: UnableToCommit | None) -> None:
+def resolve(waiter: asyncio.Future[None], error: UnableToCommit | None) -> None:
+    """Have a future tell what has become of a row."""
     # A waiter that was cancelled, its client gone, is done already.
     if waiter.done():
         return

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from gpucloud.lib.asgi import Application, Message, Receive, Scope, Send
+from gpucloud.lib.asgi import Message, Receive, Scope, Send
+from inference.openai.http import DirectRequest
 
 METHODS = b"GET, POST"
 MAX_AGE_S = 7200
@@ -38,7 +39,17 @@ _EXPOSED = b", ".join(
 )
 
 
-def allow_origins(application: Application, origins: Sequence[str]) -> Application:
+class Plane(Protocol):
+    """The data plane, with or without this around it."""
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve a request."""
+
+    def take(self, request: DirectRequest) -> bool:
+        """Take on a request that has come whole, or return False."""
+
+
+def allow_origins(application: Plane, origins: Sequence[str]) -> Plane:
     """Return the data plane, open to pages of these origins; with none of them, as it is."""
     return Cors(application, origins) if origins else application
 
@@ -46,7 +57,7 @@ def allow_origins(application: Application, origins: Sequence[str]) -> Applicati
 class Cors:
     """The data plane as browsers may see it."""
 
-    def __init__(self, application: Application, origins: Sequence[str]) -> None:
+    def __init__(self, application: Plane, origins: Sequence[str]) -> None:
         self._application = application
         self._origins = frozenset([origin.encode() for origin in origins])
 
@@ -55,6 +66,13 @@ class Cors:
             if name == b"origin":
                 return self._serve_page(scope, receive, send)
         return self._application(scope, receive, send)
+
+    def take(self, request: DirectRequest) -> bool:
+        """Offer a request that no page has sent to the data plane; a page's answer takes more than one piece."""
+        for name, _ in request.headers:
+            if name == b"origin":
+                return False
+        return self._application.take(request)
 
     async def _serve_page(self, scope: Scope, receive: Receive, send: Send) -> None:
         origins = [value for name, value in scope["headers"] if name == b"origin"]

@@ -7,6 +7,9 @@ how its stream ended.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import msgspec
 
 from accounts.keyring import Identity
@@ -29,14 +32,20 @@ from inference.openai.chunks import (
     error_event,
     make_usage,
 )
-from inference.openai.errors import ApiError, from_failure, model_not_found, unavailable
-from inference.openai.http import Exchange
+from inference.openai.errors import ApiError, from_failure, internal_error, model_not_found, unavailable
+from inference.openai.http import DirectRequest, Exchange
 from inference.openai.ratelimits import describe_standing
 from inference.openai.schemas import ChatRequest, parse_chat
 from inference.openai.writers import Writers
 
+log = logging.getLogger(__name__)
+
 COMMENT_EVERY_S = 2.0
 """How often a client that waits for its first token is told that it still does."""
+
+
+Over = Callable[[Exchange, Completion], None]
+"""What is called when a request that was taken is over."""
 
 
 class Endpoints:
@@ -82,8 +91,7 @@ class Endpoints:
         body = await exchange.read_body(max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s)
         chat = parse_chat(body)
         completion = await self._completions.start(chat, identity, request_id=exchange.request_id)
-        if identity.limits is not UNLIMITED:
-            exchange.told = describe_standing(identity.limits, completion.reservation.standing)
+        _tell_standing(exchange, completion)
         watched = self._watch.start(exchange.receive, completion.leave)
         try:
             if chat.stream:
@@ -92,12 +100,32 @@ class Endpoints:
             else:
                 await _answer(exchange, completion)
         except UnableToCommit:
-            await _refuse(exchange, completion, unavailable(_NOT_RECORDED, "service_unavailable"))
+            await _refuse(exchange, completion, _NOT_RECORDED)
         finally:
             watched.stop()
             self._writers.remove(exchange)
             completion.close()
         return completion
+
+    def take(self, exchange: Exchange, request: DirectRequest, identity: Identity, over: Over) -> bool:
+        """Do what `create_chat_completion` does, in callbacks; False, with nothing done, where it cannot."""
+        if len(request.body) > self._max_body_bytes:
+            return False
+        _check_media(exchange)
+        chat = parse_chat(request.body)
+        if chat.stream:
+            return False
+        completion = self._completions.start_at_once(chat, identity, request_id=exchange.request_id)
+        if completion is None:
+            return False
+        try:
+            _tell_standing(exchange, completion)
+            request.on_gone = completion.leave
+            completion.when_completed(WholeAnswer(exchange, completion, over).send)
+        except BaseException:
+            completion.close()
+            raise
+        return True
 
     async def _stream(self, exchange: Exchange, completion: Completion, chat: ChatRequest) -> None:
         """Send tokens as they come, then the commit, then the farewell in one piece."""
@@ -149,26 +177,63 @@ class Endpoints:
 async def _answer(exchange: Exchange, completion: Completion) -> None:
     """Send the whole answer once it is there and on record."""
     await completion.completed_whole()
+    answer = conclude(completion)
+    if isinstance(answer, ApiError):
+        await exchange.send_error(answer)
+    elif answer is not None:
+        await exchange.send_json(answer)
+        crashpoint("after_send")
+
+
+def conclude(completion: Completion) -> ChatCompletion | ApiError | None:
+    """Return what to say at the end of a stream that was wanted whole; None when nobody listens."""
     stream, task = completion.stream, completion.task
     if stream.finish_reason is not None:
         crashpoint("after_commit")
         texts = stream.take()
-        await exchange.send_json(
-            ChatCompletion(
-                id=_public_id(completion),
-                object="chat.completion",
-                created=completion.created,
-                model=task.model,
-                choices=(Choice(0, AnswerMessage("assistant", "".join(texts)), stream.finish_reason),),
-                usage=make_usage(task.prompt_tokens, len(texts)),
-                service_tier=task.tier.word,
-            )
+        return ChatCompletion(
+            id=_public_id(completion),
+            object="chat.completion",
+            created=completion.created,
+            model=task.model,
+            choices=(Choice(0, AnswerMessage("assistant", "".join(texts)), stream.finish_reason),),
+            usage=make_usage(task.prompt_tokens, len(texts)),
+            service_tier=task.tier.word,
         )
-        crashpoint("after_send")
-    elif stream.failure is not None:
-        error = from_failure(stream.failure)
-        completion.fail(error, stream.failure.outcome)
-        await exchange.send_error(error)
+    if stream.failure is None:
+        return None
+    error = from_failure(stream.failure)
+    completion.fail(error, stream.failure.outcome)
+    return error
+
+
+class WholeAnswer(msgspec.Struct, eq=False):
+    """A whole answer on its way without a task."""
+
+    _exchange: Exchange
+    _completion: Completion
+    _over: Over
+
+    def send(self, refusal: UnableToCommit | None) -> None:
+        """Send it, now that it is on record or cannot be, or say why there is none."""
+        exchange, completion = self._exchange, self._completion
+        try:
+            if refusal is not None:
+                completion.give_up(_NOT_RECORDED)
+                exchange.answer_error(_NOT_RECORDED)
+            else:
+                answer = conclude(completion)
+                if isinstance(answer, ApiError):
+                    exchange.answer_error(answer)
+                elif answer is not None:
+                    exchange.answer(encode(answer))
+                    crashpoint("after_send")
+        except Exception:
+            log.exception("request %s failed", exchange.request_id)
+            exchange.answer_error(internal_error())
+        finally:
+            completion.close()
+            self._over(exchange, completion)
 
 
 async def _pump(exchange: Exchange, completion: Completion, encoder: ChunkEncoder) -> None:
@@ -211,6 +276,13 @@ async def _send_failure(exchange: Exchange, error: ApiError) -> None:
         await exchange.send_error(error)
 
 
+def _tell_standing(exchange: Exchange, completion: Completion) -> None:
+    """Have the answer say where its key stands, if it has limits."""
+    limits = completion.identity.limits
+    if limits is not UNLIMITED:
+        exchange.told = describe_standing(limits, completion.reservation.standing)
+
+
 def _check_media(exchange: Exchange) -> None:
     if exchange.content_type == b"application/json" and not exchange.content_encoding:
         return
@@ -225,4 +297,6 @@ def _public_id(completion: Completion) -> str:
     return "chatcmpl-" + completion.task.id.removeprefix("req_")
 
 
-_NOT_RECORDED = "The request could not be recorded, so it was not completed. Try again in a moment."
+_NOT_RECORDED = unavailable(
+    "The request could not be recorded, so it was not completed. Try again in a moment.", "service_unavailable"
+)

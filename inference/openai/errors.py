@@ -60,6 +60,11 @@ def unavailable(message: str, code: str, *, retry_after_s: float = 1.0) -> ApiEr
     return ApiError(503, message, code=code, type="server_error", headers=retry_headers(retry_after_s))
 
 
+def internal_error() -> ApiError:
+    """Return the 500 for a fault of ours; what it was is for the log."""
+    return ApiError(500, "The server had an error while processing your request.", type="server_error")
+
+
 def retry_headers(retry_after_s: float) -> tuple[tuple[bytes, bytes], ...]:
     """Return `Retry-After` in whole seconds, 1..60, and OpenAI's finer `retry-after-ms`."""
     seconds = min(60, max(1, math.ceil(retry_after_s)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -33,6 +33,16 @@ class Server(Protocol):
 
     def abort(self) -> None:
         """Drop the connection at once."""
+
+
+class DirectRequest(Server, Protocol):
+    """A POST that has come whole, and that can be answered in one piece without ASGI."""
+
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    on_gone: Callable[[], None] | None
+    """Called once if the client leaves before it has its answer."""
 
 
 class ClientGone(Exception):
@@ -131,15 +141,27 @@ class Exchange(msgspec.Struct, eq=False):
     async def send_json(self, value: object, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with one JSON body."""
         body = encode(value)
-        if self._server is not None and not headers:
-            self.status = status
-            self.started = True
-            head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms) + self.told
-            if self._server.answer(status, head, body):
-                return
+        # Headers of its own may say that the connection is to close, which takes ASGI's server to do.
+        if not headers and self.answer(body, status=status):
+            return
         length = (b"content-length", b"%d" % len(body))
         await self._start(status, b"application/json", (length, (b"cache-control", b"no-store"), *headers))
         await self._send({"type": "http.response.body", "body": body})
+
+    def answer(self, body: bytes, *, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> bool:
+        """Answer with one JSON body at once; False where the server cannot, or the client is gone."""
+        if self._server is None:
+            return False
+        self.status = status
+        self.started = True
+        head = _JSON_HEAD % (len(body), self.request_id.encode(), self.elapsed_ms) + self.told
+        for header in headers:
+            head += b"%b: %b\r\n" % header
+        return self._server.answer(status, head, body)
+
+    def answer_error(self, error: ApiError) -> bool:
+        """Answer with an error at once, in OpenAI's envelope; False as `answer` does."""
+        return self.answer(encode(error.envelope), status=error.status, headers=error.headers)
 
     async def send_error(self, error: ApiError) -> None:
         """Answer with an error, in OpenAI's envelope."""
@@ -196,6 +218,15 @@ def open_exchange(scope: Scope, receive: Receive, send: Send, request_id: str) -
 def split_lines(lines: bytes) -> tuple[tuple[bytes, bytes], ...]:
     """Return header lines as ASGI wants them: pairs of name and value."""
     return tuple([(name, value) for name, _, value in (line.partition(b": ") for line in lines.splitlines())])
+
+
+def open_direct_exchange(request: DirectRequest, path: str, request_id: str) -> Exchange:
+    """Return the exchange for a request without ASGI, which therefore can only be answered in one piece."""
+    return Exchange(request_id, "POST", path, request.headers, _never, _never, request)
+
+
+async def _never(*_: object) -> Any:
+    raise RuntimeError("There is no ASGI behind this request.")
 
 
 def _part(message: Message) -> bytes:

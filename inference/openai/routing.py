@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from accounts.keyring import Identity, Keyring
 from gpucloud.lib.asgi import Receive, Scope, Send
@@ -15,13 +16,17 @@ from gpucloud.lib.ids import make_id
 from inference.completions import Completion
 from inference.openai.auth import identify, recognize
 from inference.openai.endpoints import Endpoints
-from inference.openai.errors import ApiError, echo, unavailable
-from inference.openai.http import ClientGone, Exchange, open_exchange
+from inference.openai.errors import ApiError, echo, internal_error, unavailable
+from inference.openai.http import ClientGone, DirectRequest, Exchange, open_direct_exchange, open_exchange
 from inference.requestlog import RequestLine, RequestLog
 
 log = logging.getLogger(__name__)
 
 Endpoint = Callable[[Exchange, Identity], Awaitable[Completion | None]]
+
+
+CHAT = "/v1/chat/completions"
+CHAT_URL = CHAT.encode()
 
 
 class DataPlane:
@@ -36,13 +41,14 @@ class DataPlane:
         lag_s: Callable[[], float] = lambda: 0.0,
         shed_lag_s: float = 0.5,
     ) -> None:
+        self._endpoints = endpoints
         self._lag_s = lag_s
         self._shed_lag_s = shed_lag_s
         self._keyring = keyring
         self._request_log = request_log
         self._routes: dict[str, dict[str, Endpoint]] = {
             "/v1/models": {"GET": endpoints.list_models},
-            "/v1/chat/completions": {"POST": endpoints.create_chat_completion},
+            CHAT: {"POST": endpoints.create_chat_completion},
         }
         self._model_route: dict[str, Endpoint] = {"GET": endpoints.get_model}
 
@@ -69,11 +75,41 @@ class DataPlane:
             log.exception("request %s failed", exchange.request_id)
             if exchange.started:
                 raise  # the server cuts the connection: a half answer must not look whole
-            await exchange.send_error(
-                ApiError(500, "The server had an error while processing your request.", type="server_error")
-            )
+            await exchange.send_error(internal_error())
         finally:
             self._request_log.write(_describe(exchange, identity, completion, code))
+
+    def take(self, request: DirectRequest) -> bool:
+        """Take on a request that is answered whole, in callbacks; False, with nothing done: call for it.
+
+        The same as a call, without what ASGI needs, a task, its futures and their turns of the loop.
+        What would have to wait for something else than its answer is left to a call.
+        """
+        body = request.body
+        if request.url != CHAT_URL or self._lag_s() > self._shed_lag_s:
+            return False
+        if b'"stream"' in body and b"true" in body:
+            return False  # a stream, most likely: it need not be parsed twice
+        exchange = open_direct_exchange(request, CHAT, make_id("req_"))
+        identity: Identity | None = None
+        try:
+            exchange.read_headers()
+            identity = recognize(exchange, self._keyring)
+            if identity is None:
+                return False
+            return self._endpoints.take(exchange, request, identity, partial(self._over, identity))
+        except ApiError as error:
+            exchange.answer_error(error)
+            self._request_log.write(_describe(exchange, identity, None, error.code))
+            return True
+        except Exception:
+            log.exception("request %s failed", exchange.request_id)
+            exchange.answer_error(internal_error())
+            self._request_log.write(_describe(exchange, identity, None, "internal_error"))
+            return True
+
+    def _over(self, identity: Identity, exchange: Exchange, completion: Completion) -> None:
+        self._request_log.write(_describe(exchange, identity, completion, None))
 
     def _find(self, exchange: Exchange) -> Endpoint:
         methods = self._routes.get(exchange.path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gpucloud.lib.groupcommit import Told, resolve
 from inference.ledger import UnableToCommit
 from inference.records import Opened, Settlement
 
@@ -94,23 +96,26 @@ class SimLedger:
     async def committed(self, entry: SimEntry) -> None:
         """Return once the outcome is on record."""
         waiter: asyncio.Future[None] = self._world.loop.create_future()
-        self.tell_committed(entry, waiter)
+        self.tell_committed(entry, partial(resolve, waiter))
         await waiter
 
-    def tell_committed(self, entry: SimEntry, waiter: asyncio.Future[None]) -> None:
-        """Resolve the waiter once the outcome is on record, or with the error after a while."""
+    def tell_committed(self, entry: SimEntry, told: Told) -> None:
+        """Call `told` once the outcome is on record, or with the error after a while."""
         committed = self._commits[entry.id, True]
+        heard = False
 
-        def tell(error: Exception | None = None) -> None:
-            if waiter.done():
+        def tell(error: UnableToCommit | None = None) -> None:
+            nonlocal heard
+            if heard:
                 return
+            heard = True
             # After a pause both are due at once; what the thread has said is heard first, as in the real one.
             if error is None or committed.done():
-                waiter.set_result(None)
+                told(None)
             else:
                 # The real one is told so by who gets the error, a turn of the loop later.
                 self.give_up(entry)
-                waiter.set_exception(error)
+                told(error)
 
         committed.add_done_callback(lambda _: tell())
         self._world.later(PATIENCE_S, lambda: tell(UnableToCommit("The commit takes too long.")))

@@ -12,7 +12,7 @@ import pytest
 from gpucloud.guard import MAX_HEAD_BYTES, MAX_HEADERS
 from inference.openai.http import Exchange
 from tests.client import until
-from tests.unit.gpucloud.test_onewrite import KEEP_ALIVE_S, Peer, echo, post, serve
+from tests.unit.gpucloud.rig import KEEP_ALIVE_S, Peer, echo, post, serve
 
 TIMEOUT_S = 0.3
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from typing import Any, cast
 
 from accounts.keyring import Identity
 from accounts.limiter import MemoryLimitStore
+from gpucloud.lib.groupcommit import Told
 from inference.completions import Completion, Completions
 from inference.openai.schemas import parse_chat
 from inference.records import Opened, Settlement
@@ -45,9 +45,8 @@ class RememberingLedger:
     async def committed(self, row: RememberedRow) -> None:
         """Return at once."""
 
-    def tell_committed(self, row: RememberedRow, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
+    def tell_committed(self, row: RememberedRow, told: Told) -> None:
+        told(None)
 
     def give_up(self, row: RememberedRow) -> None:
         row.given_up = True
