@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator
-from django.db import models
+from django.db import models, transaction
 from django.db.models.functions import Lower
 from django.utils import timezone
 
+from gpucloud.lib.audit import ADDITION, COMMAND, record
 from gpucloud.lib.credential import Credential
 from gpucloud.lib.globs import any_model, validate_globs
 from gpucloud.lib.secret import PREFIX_CHARS, mask
@@ -36,11 +37,14 @@ class UserManager(BaseUserManager["User"]):
     """Makes users, and finds them by their address in any case."""
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """Create a user; without a password it cannot log in by one."""
+        """Create a user, on behalf of the command line; without a password it cannot log in by one."""
         user = self.model(email=normalize_email(email), **fields)
         user.set_password(password)
         user.full_clean()
-        user.save(using=self._db)
+        with transaction.atomic(using=self._db):
+            user.save(using=self._db)
+            did = "Created, as a superuser." if user.is_superuser else "Created."
+            record(actor=COMMAND, row=user, did=did, action=ADDITION)
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:

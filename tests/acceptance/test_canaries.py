@@ -32,6 +32,12 @@ BROKEN_KEY = f"sk-canary-key-{MARK}-{'k' * 30}"
 BROKEN_TOKEN = f"wk-canary-token-{MARK}-{'t' * 30}"
 EMAIL = "charlie@example.com"
 CHAT = "/v1/chat/completions"
+EVENTS = (
+    *(b"worker let in: link=", b"worker refused: peer=127.0.0.1", b"Sabotage"),
+    *(b"audit login user=", b"audit failed login account=", b"audit a used refresh token came back"),
+    *(b"accounts.apikey=", b"did='Created.'"),
+)
+"""What the log must tell, without a canary in it."""
 
 
 class Traffic:
@@ -214,8 +220,8 @@ def test_asvs_16_2_5_no_secret_and_no_word_of_anybody_is_found_where_it_must_not
             if where.startswith("error of") and WRONG_PASSWORD.encode() == canary and b"login" in where.encode():
                 continue  # the login page shows the name again that was typed into it
             assert canary not in content, f"{canary!r} in {where}: …{_around(content, canary)}…"
-    for event in (b"worker let in: link=", b"worker refused: peer=127.0.0.1", b"Sabotage"):
-        assert event in said["server log"]
+    for event in EVENTS:
+        assert event in said["server log"], event
     assert b"Sabotage" in said["w1.log"] + said["w2.log"]
 
 

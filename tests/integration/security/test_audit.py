@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
+from inspect import isfunction
 from typing import Any
 
 import pytest
@@ -17,10 +19,12 @@ from django.utils import timezone
 
 from accounts import services as accounts
 from accounts.models import User
+from accounts.passwords import change_password, register_user
+from accounts.selfservice import change_own_key, create_own_key
 from cluster import services as cluster
 from cluster.models import Worker
 from gpucloud.lib.audit import Actor
-from tests.factories import make_key, make_user, make_worker_token
+from tests.factories import PASSWORD, make_key, make_user, make_worker_token
 
 pytestmark = pytest.mark.django_db
 
@@ -35,17 +39,9 @@ def entries() -> list[tuple[int, str, str, str]]:
 
 def joined_worker() -> Worker:
     now = timezone.now()
-    return Worker.objects.create(
-        id="wrk_1",
-        name="one",
-        instance="i",
-        gpu="H100",
-        gpus=1,
-        capacity=1,
-        first_seen_at=now,
-        last_seen_at=now,
-        link="l",
-    )
+    more = {"gpu": "H100", "gpus": 1, "capacity": 1, "first_seen_at": now, "last_seen_at": now}
+    Worker.objects.create(id="wrk_2", instance="i", intent=Intent.CORDONED.value, **more)
+    return Worker.objects.create(id="wrk_1", instance="i", link="lnk_1", **more)
 
 
 def changed(row: Any, **values: Any) -> Any:
@@ -82,6 +78,10 @@ ACTS: dict[str, tuple[Callable[[Any, Actor], Any], str]] = {
         lambda cast, actor: cluster.revoke_worker_token(token=cast["token"], actor=actor),
         "Revoked.",
     ),
+    "uncordon": (
+        lambda cast, actor: cluster.uncordon_worker(worker_id="wrk_2", actor=actor),
+        "Uncordoned.",
+    ),
     "cordon": (lambda cast, actor: cluster.cordon_worker(worker_id="wrk_1", actor=actor), "Cordoned."),
     "drain": (lambda cast, actor: cluster.drain_worker(worker_id="wrk_1", actor=actor), "Drained."),
     "evict": (lambda cast, actor: cluster.evict_worker(worker_id="wrk_1", actor=actor), "Evicted."),
@@ -116,6 +116,62 @@ def test_asvs_16_3_3_each_act_is_on_record_once_with_its_author_and_values(
     for each in secrets:
         assert each not in said + line
         assert each[-49:] not in said + line
+
+
+UNAUDITED = {
+    "accounts.services": {
+        "actor_of",
+        "create_user",  # by the manager, which puts it on record for commands
+        "ensure_user",
+        "mark_keys_used",  # not an act: when a key was last used
+    },
+    "accounts.selfservice": {"ceiling_for"},
+    "accounts.passwords": {"check_password", "log_in"},  # in the log, as logins are
+    "cluster.services": {"authenticate_worker", "record_worker_joined", "record_workers_seen"},
+}
+"""Public functions that change nothing that an operator or owner decides."""
+AUDITED = {
+    "accounts.services": {"create_key", "save_key", "rotate_key", "revoke_key", "save_user"},
+    "accounts.selfservice": {"create_own_key", "change_own_key"},
+    "accounts.passwords": {"register_user", "change_password", "change_password_and_log_in"},
+    "cluster.services": {
+        *("create_worker_token", "save_worker_token", "revoke_worker_token"),
+        *("cordon_worker", "uncordon_worker", "drain_worker", "evict_worker"),
+    },
+}
+"""Those that put what they do on record; each has its test here or beside its module."""
+
+
+@pytest.mark.parametrize("module", AUDITED)
+def test_a_new_service_says_whether_it_is_audited(module: str) -> None:
+    here = vars(import_module(module)).values()
+    public = {f.__name__ for f in here if isfunction(f) and f.__module__ == module and not f.__name__.startswith("_")}
+
+    assert public == AUDITED[module] | UNAUDITED[module]
+
+
+def test_what_a_command_creates_is_in_the_log_with_nobody_behind_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gpucloud.audit"):
+        User.objects.create_superuser("root@example.com", PASSWORD)
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "gpucloud.audit"]
+    assert "actor='command line'" in line
+    assert "Created, as a superuser." in line
+    assert entries() == []
+
+
+def test_owners_acts_on_their_own_keys_and_passwords_are_on_record_as_theirs() -> None:
+    bob = register_user(email="bob@example.com", password=PASSWORD, ip="127.0.0.1")
+    key, _ = create_own_key(user=bob, terms={"name": "mine"})
+    change_own_key(user=bob, key_id=key.pk, terms={"name": "still mine"})
+    change_password(user=bob, old_password=PASSWORD, new_password=PASSWORD + "!", ip="127.0.0.1")
+
+    assert [(author, said) for author, _, _, said in entries()] == [
+        (bob.pk, "Registered."),
+        (bob.pk, "Created."),
+        (bob.pk, "Changed: name: mine → still mine"),
+        (bob.pk, "Password changed."),
+    ]
 
 
 def test_what_changes_nothing_is_not_on_record(charlie: User) -> None:
