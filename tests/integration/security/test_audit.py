@@ -22,6 +22,7 @@ from accounts.models import User
 from accounts.passwords import change_password, register_user
 from accounts.selfservice import change_own_key, create_own_key
 from cluster import services as cluster
+from cluster.domain import Intent
 from cluster.models import Worker
 from gpucloud.lib.audit import Actor
 from tests.factories import PASSWORD, make_key, make_user, make_worker_token
