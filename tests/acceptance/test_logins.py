@@ -110,6 +110,18 @@ def test_of_many_who_renew_with_one_token_at_once_one_gets_a_pair_and_the_login_
     assert call(server, "refresh", {"refresh": winner["refresh"]})[0] == 401
 
 
+def test_a_body_in_chunks_without_a_length_is_read_like_any_other(server: LiveServer) -> None:
+    body = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+    connection.request(
+        "POST", "/api/auth/login", iter([body[:9], body[9:]]), {"Content-Type": JSON}, encode_chunked=True
+    )
+
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
 def test_asvs_9_1_1_forged_tokens_get_one_answer(server: LiveServer) -> None:
     _, tokens = log_in(server, PASSWORD)
     key = json.loads((server.folder / "secrets.json").read_text())["GPUCLOUD_JWT_KEY"]

@@ -114,6 +114,27 @@ def test_serve_refuses_a_public_bind_with_the_checkouts_own_secrets(tmp_path: Pa
     assert "Traceback" not in refused.stderr
 
 
+def test_a_key_for_tokens_that_can_be_guessed_is_refused_by_every_command(tmp_path: Path) -> None:
+    refused = LiveServer(tmp_path).run_manage("check", GPUCLOUD_JWT_KEY="x" * 31)
+
+    assert refused.returncode == 1
+    assert "GPUCLOUD_JWT_KEY has 31 bytes: tokens need a random key of at least 32." in refused.stderr
+
+
+def test_without_its_docs_the_api_answers_404_in_their_place(tmp_path: Path) -> None:
+    asked = (
+        "from django.test import Client; client = Client(headers={'host': 'localhost'});"
+        "print([client.get(path).status_code for path in ('/api/schema', '/api/docs', '/api/auth/me')])"
+    )
+
+    assert (
+        LiveServer(tmp_path)
+        .run_manage("shell", "-c", asked, GPUCLOUD_API_DOCS="0")
+        .stdout.strip()
+        .endswith("[404, 404, 401]")
+    )
+
+
 def test_asvs_13_4_2_production_settings_pass_djangos_own_deployment_checks(tmp_path: Path) -> None:
     server = LiveServer(tmp_path)
 
