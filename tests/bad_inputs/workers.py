@@ -76,7 +76,7 @@ async def play(stage: Stage, row: Row) -> int:
     """Do what a row says and return the status of the handshake, or the close code, or `OPEN`."""
     if scene := _SCENES.get(row.id):
         async with stage.models.take() as model:
-            return await asyncio.wait_for(scene(stage, model), 20)
+            return await asyncio.wait_for(scene(stage, model), 60)
     deflate = "deflate" in json.dumps(row.body)
     try:
         async with dial(stage, row, compression="deflate" if deflate else None) as socket:
@@ -105,7 +105,7 @@ async def dial(stage: Stage, row: Row | None = None, **options: Any) -> AsyncIte
         headers = {name: stage.fill(value) for name, value in row.headers.items()}
     if token and "Authorization" not in headers:
         headers["Authorization"] = f"Bearer {token}"
-    options = {"compression": None, "max_size": None, "proxy": None} | options
+    options = {"compression": None, "max_size": None, "proxy": None, "ping_interval": None} | options
     async with connect(f"ws://127.0.0.1:{stage.port}{path}", additional_headers=headers, **options) as socket:
         yield socket
 
@@ -377,6 +377,19 @@ async def _idle(stage: Stage, model: str) -> int:
         return OPEN
 
 
+async def _reads_nothing(stage: Stage, model: str) -> int:
+    async with acting(stage, model) as actor:
+        actor.socket.transport.pause_reading()
+        for _ in range(32):
+            await actor.say({"t": "heartbeat", "status": "ready"})
+            await asyncio.sleep(1)
+        # What is sent after the server has closed would take its farewell away.
+        await asyncio.sleep(11)
+        actor.socket.transport.resume_reading()
+        actor.asked.cancel()
+        return await actor.code(10)
+
+
 async def _told_error(stage: Stage, model: str) -> int:
     secret = "Traceback /home/worker/secret.py $PROMPT hi"
     async with acting(stage, model) as actor:
@@ -400,6 +413,7 @@ _SCENES: dict[str, Callable[[Stage, str], Awaitable[int]]] = {
     "ws-28": _says("\n\ndata: [DONE]\n\n"),
     "ws-29": _surrogate,
     "ws-30": _huge_token,
+    "ws-32": _reads_nothing,
     "ws-33": _idle,
     "ws-34": _told_error,
     "our-ws-huge-usage": _huge_usage,
