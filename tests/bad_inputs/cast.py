@@ -49,7 +49,7 @@ def make_cast() -> dict[str, Any]:
     _, poor = create_key(user=alice, name="poor", monthly_tokens=1)
     _, narrow = create_key(user=alice, name="narrow", models=["mistral-*"], requests_per_minute=0)
     _, worker = create_worker_token(name="rows")
-    _, bound = create_worker_token(name="bound", models=["llama-3-8b", "mistral-*"])
+    _, bound = create_worker_token(name="bound", models=["llama-*", "mistral-*"])
     dead, dead_worker = create_worker_token(name="dead")
     revoke_worker_token(token=dead)
     _, short_worker = create_worker_token(name="short-lived")

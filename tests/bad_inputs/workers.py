@@ -18,9 +18,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 from tests.bad_inputs.rows import Row
-from tests.bad_inputs.stage import MODEL, Stage
+from tests.bad_inputs.stage import Stage
 from tests.bad_inputs.wire import Answer
 
+UNASKED = "llama-2-70b"
+"""The rows' `$MODEL` here: one that nobody asks for."""
 OPEN = 0
 """What stands for a socket that stays open."""
 _instances = itertools.count()
@@ -34,7 +36,7 @@ def offer(model: str) -> dict[str, Any]:
     return {"id": model, "context_tokens": 8192, "kv_bytes_per_token": 0}
 
 
-def hello(model: str = MODEL, **more: Any) -> dict[str, Any]:
+def hello(model: str = UNASKED, **more: Any) -> dict[str, Any]:
     """Return a good hello, but for `more`."""
     described = {
         "t": "hello",
@@ -59,7 +61,8 @@ def translate(stage: Stage, frame: Any) -> bytes | str:
             if "models" in fields:
                 names = fields["models"]
                 names = [f"m-{n}" for n in range(10_000)] if isinstance(names, dict) else names
-                fields["models"] = [offer(stage.fill(name)) for name in names]
+                # Whoever is let in is given work: these must not get that of good requests.
+                fields["models"] = [offer(stage.fill(name if name != "$MODEL" else UNASKED)) for name in names]
             return packed(hello(**fields))
         case {"type": "heartbeat", **fields}:
             load = {"NaN": float("nan")}.get(fields["load"], fields["load"])
@@ -144,7 +147,7 @@ _FRAMES: dict[str, Callable[[], bytes | str]] = {
     "hello": lambda: packed(hello()),
     "two hellos in one frame": lambda: packed(hello(), hello()),
     "hello with 5000 messages behind it": lambda: packed(hello(), *[{"t": "heartbeat", "status": "ready"}] * 5_000),
-    "hello with a model twice": lambda: packed(hello(models=[offer(MODEL)] * 2)),
+    "hello with a model twice": lambda: packed(hello(models=[offer(UNASKED)] * 2)),
     "hello with bytes for a name": lambda: packed(hello(name=b"w1")),
     "hello with a date for a name": lambda: packed(hello(name=msgspec.msgpack.Ext(1, b"w1"))),
     "hello of an upstream worker at the metadata service": lambda: packed(hello(upstream="file:///etc/passwd")),
