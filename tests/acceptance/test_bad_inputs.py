@@ -23,6 +23,8 @@ from tests.live import live_server
 ROWS = load_rows()
 SLOW = {"ws-32": "the server's pings notice a worker that reads nothing after 40 s"}
 """Rows that take longer than others together: for the long version."""
+SOME = 30
+"""Rows that are played 20 times each at once."""
 AT_ONCE = [row for row in ROWS if row.id not in (*SLOW, *OVERLOADED, *SCENES)]
 """What fills counters by design would be in the way of its neighbours' own, and is played alone."""
 
@@ -88,14 +90,18 @@ async def test_a_bad_input_alone_is_answered_as_its_row_says(stage: Stage, row: 
 
 @pytest.mark.soak
 async def test_good_requests_do_not_notice_all_bad_inputs_many_times_at_once(stage: Stage):
-    # Workers' sockets of one token are bounded, and scenes have few models: once is enough for those.
-    requests = [row for row in AT_ONCE if row.plane != "ws"]
+    # Workers' sockets of one token are bounded, and scenes have few models: once is enough for those. And a
+    # hundred bodies of megabytes at once are an overload, which is shed as any other; logins are counted.
+    requests = [
+        row for row in AT_ONCE if row.plane != "ws" and not row.path.startswith("/api/auth/") and not is_fat(stage, row)
+    ]
 
-    played = await play_at_once(stage, requests, times=20)
+    for start in range(0, len(requests), SOME):
+        played = await play_at_once(stage, requests[start : start + SOME], times=20)
 
-    assert {id: outcome for id, outcome in played.outcomes.items() if outcome is not None} == {}
-    assert median(played.busy_s) < 1
-    assert max(played.busy_s) < 10
+        assert {id: outcome for id, outcome in played.outcomes.items() if outcome is not None} == {}
+        assert median(played.busy_s) < 1
+        assert max(played.busy_s) < 5
 
 
 async def test_a_full_and_a_draining_server_say_so(stage: Stage, tmp_path: Path):
@@ -166,6 +172,11 @@ def judge_error(row: Row, answer: Answer) -> None:
         assert error["param"] == row.expect_error_param, error
     if row.expect_error_type and len(row.expect_status) == 1:
         assert error["type"] == row.expect_error_type
+
+
+def is_fat(stage: Stage, row: Row) -> bool:
+    request = stage.request(row)
+    return not isinstance(request, bytes) or len(request) > 100_000
 
 
 async def take_time(stage: Stage) -> float:
