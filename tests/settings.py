@@ -21,6 +21,3 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 # Only tests about throttles mean it; they set what they need.
 LOGIN_FAILURES_PER_ACCOUNT = LOGIN_FAILURES_PER_IP = LOGINS_PER_IP = REGISTRATIONS_PER_IP = []
 REFRESHES_PER_IP = API_CALLS_PER_IP = API_CALLS_PER_USER = []
-
-# Static files are looked for when they are asked for: to list them all takes 0.1 s for each test client.
-SERVESTATIC_AUTOREFRESH = True
