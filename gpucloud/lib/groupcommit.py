@@ -35,7 +35,7 @@ LINGER_S = 0.05
 """How long a row that nobody waits for may stay in memory; half as long at the least."""
 CROWD = 4
 """A batch of at least so many rows is a sign of load."""
-PACE_S = 0.015
+PACE_S = 0.010
 """Under load batches begin this far apart."""
 BUSY_BATCHES = 256
 """Under unbroken load housekeeping comes in between after so many batches."""
