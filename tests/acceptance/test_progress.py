@@ -6,15 +6,14 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.worker.agent import Agent
-from tests.client import CHAT, call, seed_of_a_long_answer, until
+from tests.client import CHAT, call, seed_of_a_long_answer, until, worker
 from tests.fakes import FakeBackend
 from tests.live import WORKER_TOKEN, LiveServer, live_server, wait_until
 from tests.witness import MODEL, Witness
@@ -44,20 +43,6 @@ def server(shared: LiveServer) -> Iterator[LiveServer]:
     """A server without workers."""
     yield shared
     shared.stop_workers()
-
-
-@asynccontextmanager
-async def only_worker(server: LiveServer) -> AsyncIterator[FakeBackend]:
-    """A worker with one slot, in the test's hands."""
-    backend = FakeBackend(capacity=1)
-    joined = server.log().count("worker joined: only")
-    agent = asyncio.create_task(Agent(backend, name="only", gateway=server.url, token=WORKER_TOKEN).run())
-    try:
-        await until(lambda: server.log().count("worker joined: only") > joined, "the worker joined")
-        yield backend
-    finally:
-        agent.cancel()
-        await asyncio.gather(agent, return_exceptions=True)
 
 
 @pytest.fixture
@@ -138,7 +123,7 @@ async def test_a_client_that_never_reads_holds_little_and_is_cut(server: LiveSer
 
 
 async def test_who_waits_gets_headers_early_and_comments_with_its_position(server: LiveServer):
-    async with only_worker(server) as backend, call(server) as running, call(server, stream=True) as waiting:
+    async with worker(server) as backend, call(server) as running, call(server, stream=True) as waiting:
         task = (await until(lambda: backend.assigned, "an assignment"))[0].task
 
         assert await waiting.head() == 200
@@ -159,7 +144,7 @@ async def test_the_priority_tier_is_served_before_a_flexible_request_that_came_f
     key = server.manage("createkey", "--user", "bob@example.com", "--rpm", "0").strip()
     server.execute("UPDATE accounts_apikey SET highest_tier = 'priority'")
     on_record = "SELECT id FROM inference_request WHERE state = 'open'"
-    async with only_worker(server) as backend, call(server, key=key) as running:
+    async with worker(server) as backend, call(server, key=key) as running:
         await until(lambda: backend.assigned, "the first runs")
         async with call(server, key=key, service_tier="flex") as flex:
             await until(lambda: len(server.rows(on_record)) == 2, "both are on record")
