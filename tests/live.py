@@ -108,7 +108,12 @@ class LiveServer:
         """Start a management command that serves on our port, and wait until it is ready."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, *command], env=self.environment, stdout=log, stderr=log, cwd=ROOT
+                [sys.executable, *self.program, *command],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                preexec_fn=_hear_interrupts,
             )
         wait_until(self.is_ready, f"server ready; its log:\n{self.log()}", START_TIMEOUT_S)
 
@@ -195,6 +200,11 @@ class LiveServer:
         """Change the database from outside, as another process would."""
         with closing(sqlite3.connect(self.folder / "db.sqlite3", timeout=5)) as connection, connection:
             connection.execute(sql, parameters)
+
+
+def _hear_interrupts() -> None:
+    # A shell starts what runs in its background deaf to Ctrl-C, and that is inherited.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_alive(pid: int) -> bool:
