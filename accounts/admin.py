@@ -27,6 +27,8 @@ from gpucloud.lib.audit import Actor, record
 
 admin.site.login_form = AdminLoginForm
 
+WHICH_KEY = ("masked", "user", "test")
+KEY_HISTORY = ("created_at", "revoked_at", "last_used_at", "previous_masked", "previous_until")
 RIGHTS = ("is_staff", "is_superuser", "groups", "user_permissions")
 """What of a user says what else it may do."""
 
@@ -134,27 +136,8 @@ class ApiKeyAdmin(AuditedByServices, admin.ModelAdmin):  # type: ignore[type-arg
     list_select_related = ("user",)
     show_full_result_count = False
     search_fields = ("prefix", "last4", "name", "user__email")
-    fields = (
-        "masked",
-        "user",
-        "test",
-        *services.TERMS,
-        "created_at",
-        "revoked_at",
-        "last_used_at",
-        "previous_masked",
-        "previous_until",
-    )
-    readonly_fields = (
-        "masked",
-        "user",
-        "test",
-        "created_at",
-        "revoked_at",
-        "last_used_at",
-        "previous_masked",
-        "previous_until",
-    )
+    fields = (*WHICH_KEY, *services.TERMS, *KEY_HISTORY)
+    readonly_fields = (*WHICH_KEY, *KEY_HISTORY)
     actions = ("revoke_selected",)
 
     @admin.display(description="key", ordering="prefix")

@@ -77,9 +77,7 @@ class MemoryLimitStore:
     def reserve_at_once(self, key_id: int, limits: Limits, tokens: int) -> Reservation | Refusal:
         """Admit and charge, or refuse."""
         now = self._clock()
-        usage = self._usages.get(key_id)
-        if usage is None:
-            usage = self._usage_of(key_id)
+        usage = self._usage_of(key_id)
         refusal = decide(usage, limits, tokens, now, self._month_at(self._wall_clock()))
         return reserve(usage, limits, tokens, now) if refusal is None else refusal
 
